@@ -1,0 +1,79 @@
+# The table of contents of the development loop; .ci/run is the whole of it in order.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Linters are built from source at a fixed version, so that a new one cannot turn a good tree red.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Tests with real processes are kept apart: they want the machine to themselves,
+# and the test cache cannot know that they depend on abacusd.
+UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-tools test-system check demo cluster bench chaos lint fmt fuzz
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/abacusd and bin/abacus, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/abacusd ./cmd/abacus
+
+demo: build ## three real nodes, real data, jobs, and a kill in the middle; half a minute, leaves nothing behind
+	bin/abacus dev demo
+
+cluster: build ## three nodes in the foreground (ports 7401-7403); Ctrl-C stops them
+	bin/abacus dev up
+
+test: ## all tests that need nothing but Go, git and make
+	$(GO) test -timeout 5m $(UNIT)
+	$(GO) test -timeout 9m -count=1 ./chaos/
+
+chaos: ## the tests with real processes alone
+	$(GO) test -timeout 9m -count=1 -v ./chaos/
+
+# A missing tool is a failure: a test that was skipped has shown nothing.
+test-tools: ## redis-cli, redis-benchmark and awk against real nodes, and all unit tests under the race detector
+	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	  need redis-cli redis-tools; need redis-benchmark redis-tools; need gcc gcc; need awk mawk; need sort coreutils; need zcat gzip
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(UNIT)
+	$(GO) test -tags tools -run '^TestTools' -timeout 9m -count=1 ./chaos/
+
+test-system: ## tests that need root: frozen file systems under two of three nodes
+	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems (sudo make test-system)" >&2; exit 1; }
+	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs
+	$(GO) test -tags system -run '^TestSystem' -timeout 9m -count=1 ./chaos/
+
+# Under three minutes, to be run before every commit.
+check: lint ## formatting, vet, staticcheck, import rules, and the changed packages under the race detector
+	@changed=$$( { git diff --name-only HEAD; git ls-files --others --exclude-standard; git diff --name-only HEAD~1 2>/dev/null; } \
+	    | grep '\.go$$' | xargs -r -n1 dirname | sort -u | grep -v '^chaos$$' \
+	    | while read d; do if ls "$$d"/*.go >/dev/null 2>&1; then echo "./$$d"; fi; done ); \
+	  test -n "$$changed" || changed="./fsm/... ./sharding/... ./transport/..."; \
+	  echo CGO_ENABLED=1 $(GO) test -race -short -timeout 150s $$changed; \
+	  CGO_ENABLED=1 $(GO) test -race -short -timeout 150s $$changed
+
+lint: ## formatting, vet, staticcheck and the import rules
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "run make fmt; not formatted:" $$bad >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags tools,system ./chaos/...
+	$(GO) run $(STATICCHECK) -tags tools,system ./...
+	$(GO) test -count=1 .
+
+fmt: ## format all Go files
+	gofmt -w $$(git ls-files '*.go')
+
+FUZZTIME ?= 20s
+fuzz: ## every fuzz test for FUZZTIME (20s) each
+	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
+	    echo "fuzz $$name in $$(dirname $$f)"; $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f); \
+	  done; done
+
+bench: build ## put and get against three nodes of its own for some seconds each
+	@set -e; dir=$$(mktemp -d); trap 'bin/abacus dev down --dir $$dir/c 2>/dev/null || true; rm -rf $$dir' EXIT; \
+	  bin/abacus dev up --detach --dir $$dir/c --base-port $${BASE_PORT:-17400}; \
+	  addr=127.0.0.1:$$(( $${BASE_PORT:-17400} + 1 )); \
+	  for op in put get mixed; do echo "== $$op"; bin/abacus --addr $$addr bench --op $$op --clients 64 --duration 10s --warmup 2s; done

@@ -1,0 +1,118 @@
+package client
+
+import (
+	"strings"
+
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// spec is what a client must know of a command to route and to repeat it.
+type spec struct {
+	first, last, step int  // key positions as in COMMAND INFO; first 0: no key
+	read              bool // changes nothing, so it may be sent again
+	wide              bool // about the whole cluster, or slow: goes to a client address, beside the keyed traffic
+}
+
+var (
+	readKey  = spec{first: 1, last: 1, step: 1, read: true}
+	readKeys = spec{first: 1, last: -1, step: 1, read: true}
+	oneKey   = spec{first: 1, last: 1, step: 1}
+	allKeys  = spec{first: 1, last: -1, step: 1}
+	readWide = spec{read: true, wide: true}
+)
+
+var specs = map[string]spec{
+	"GET": readKey, "STRLEN": readKey, "TTL": readKey, "PTTL": readKey, "TYPE": readKey,
+	"MGET": readKeys, "EXISTS": readKeys, "TOUCH": readKeys,
+
+	"SET": oneKey, "SETNX": oneKey, "SETEX": oneKey, "PSETEX": oneKey, "GETSET": oneKey, "GETDEL": oneKey, "GETEX": oneKey,
+	"APPEND": oneKey, "INCR": oneKey, "DECR": oneKey, "INCRBY": oneKey, "DECRBY": oneKey, "INCRBYFLOAT": oneKey,
+	"EXPIRE": oneKey, "PEXPIRE": oneKey, "EXPIREAT": oneKey, "PEXPIREAT": oneKey, "PERSIST": oneKey,
+	"DEL": allKeys, "UNLINK": allKeys,
+	"MSET": {first: 1, last: -1, step: 2}, "MSETNX": {first: 1, last: -1, step: 2},
+
+	"PING": readWide, "ECHO": readWide, "INFO": readWide, "TIME": readWide, "COMMAND": readWide, "CLUSTER": readWide,
+	"DBSIZE": readWide, "SCAN": readWide, "RANDOMKEY": readWide,
+	"ABACUS.STATUS": readWide, "JOB.STATUS": readWide, "JOB.RESULT": readWide, "JOB.LIST": readWide,
+	"JOB.CANCEL": {wide: true, read: true}, // to cancel twice is to cancel once
+	"JOB.SUBMIT": {wide: true},
+}
+
+// Cmd is one command: its name and arguments, as bytes.
+type Cmd struct {
+	Args [][]byte
+	// Repeatable says that to run this command twice is as good as once, so it
+	// may be sent again when its fate is unknown. Reads are repeatable anyhow.
+	Repeatable bool
+}
+
+// Command builds a Cmd from strings.
+func Command(args ...string) Cmd {
+	out := make([][]byte, len(args))
+	for i, a := range args {
+		out[i] = []byte(a)
+	}
+	return Cmd{Args: out}
+}
+
+// Name is the command's name in upper case.
+func (c Cmd) Name() string {
+	if len(c.Args) == 0 {
+		return "empty command"
+	}
+	return strings.ToUpper(string(c.Args[0]))
+}
+
+// plan is where a command goes: keyed commands to the leader of their slot.
+type plan struct {
+	slot       sharding.Slot
+	keyed      bool // slot is set: all its keys share it
+	wide       bool
+	repeatable bool
+}
+
+// planOf looks at a command's keys. Keys of several slots go to a client
+// address, where the node splits the command. An unknown command too.
+func planOf(c Cmd) plan {
+	p := plan{wide: true, repeatable: c.Repeatable}
+	if len(c.Args) == 0 {
+		return p
+	}
+	s, ok := lookup(c.Args[0])
+	if !ok {
+		return p
+	}
+	p.wide, p.repeatable = s.wide, s.read || c.Repeatable
+	if s.first == 0 || s.first >= len(c.Args) {
+		return p
+	}
+	last := s.last
+	if last < 0 {
+		last += len(c.Args)
+	}
+	p.slot = sharding.SlotOf(c.Args[s.first])
+	p.keyed = true
+	for i := s.first + s.step; i <= last; i += s.step {
+		if sharding.SlotOf(c.Args[i]) != p.slot {
+			p.keyed = false
+			break
+		}
+	}
+	return p
+}
+
+// lookup finds a command by name in any case, without allocating.
+func lookup(name []byte) (spec, bool) {
+	var buf [32]byte
+	if len(name) > len(buf) {
+		return spec{}, false
+	}
+	for i, ch := range name {
+		if 'a' <= ch && ch <= 'z' {
+			ch -= 'a' - 'A'
+		}
+		buf[i] = ch
+	}
+	s, ok := specs[string(buf[:len(name)])]
+	return s, ok
+}

@@ -1,0 +1,325 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// call is a command on its way through the retry loop.
+type call struct {
+	cmd  Cmd
+	plan plan
+	out  *Result
+
+	moved    string // where a MOVED answer sent it; for one attempt
+	avoid    string // address that failed it last
+	attempts int
+	last     error // what the last attempt met
+	unsure   bool  // an earlier attempt of it may have been executed
+}
+
+var errEmptyCommand = errors.New("empty command")
+
+const (
+	backoffMin = 5 * time.Millisecond
+	backoffMax = 250 * time.Millisecond
+)
+
+// run is the retry loop, the only one. Each round sends what is pending,
+// grouped by node, and sorts the answers: done, to be sent again, given up.
+// private names a lane of its own for wide commands, 0 is the common one.
+func (c *Client) run(ctx context.Context, cmds []Cmd, private int) []Result {
+	results := make([]Result, len(cmds))
+	calls := make([]call, len(cmds))
+	pending := make([]*call, 0, len(cmds))
+	for i := range cmds {
+		if len(cmds[i].Args) == 0 { // has no answer, so those of the others would be given to the wrong ones
+			results[i].Err = errEmptyCommand
+			continue
+		}
+		calls[i] = call{cmd: cmds[i], plan: planOf(cmds[i]), out: &results[i]}
+		pending = append(pending, &calls[i])
+	}
+	if c.routes.Load() == nil && !c.cfg.NoRouting {
+		c.refresh(ctx) // without routes the seeds forward
+	}
+	for round := 0; len(pending) > 0; round++ {
+		if ctx.Err() != nil || c.life.Err() != nil {
+			break
+		}
+		if round > 0 && !c.pause(ctx, round, pending) {
+			break
+		}
+		c.round(ctx, pending, private)
+		again := pending[:0]
+		for _, p := range pending {
+			if p.settle(c) {
+				again = append(again, p)
+			}
+		}
+		pending = again
+		if len(pending) > 0 && c.allRefuse() {
+			break
+		}
+	}
+	for _, p := range pending {
+		p.giveUp(ctx, c)
+	}
+	return results
+}
+
+// pause waits before another round. Commands that all have been told where to
+// go need no pause the first times.
+func (c *Client) pause(ctx context.Context, round int, pending []*call) bool {
+	if round <= 3 {
+		told := true
+		for _, p := range pending {
+			told = told && p.moved != ""
+		}
+		if told {
+			return true
+		}
+	}
+	d := min(backoffMin<<min(round, 10), backoffMax)
+	d = d/2 + rand.N(d/2+1) // so that callers who failed together do not come back together
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	case <-c.life.Done():
+		return false
+	}
+}
+
+// lane is where a group of commands goes in one round.
+type lane struct {
+	addr string
+	wide bool
+}
+
+// target chooses the address of a call for this round.
+func (c *Client) target(p *call) lane {
+	if p.moved != "" {
+		l := lane{addr: p.moved}
+		p.moved = ""
+		return l
+	}
+	if p.plan.keyed && !c.cfg.NoRouting {
+		if addr := c.routes.Load().leader(p.plan.slot); addr != "" && addr != p.avoid {
+			return lane{addr: addr}
+		}
+	}
+	// A client address: the node there forwards to whoever leads.
+	return lane{addr: c.seeds.current(), wide: p.plan.wide}
+}
+
+// shipment is a group of calls that goes to one node as one flight.
+type shipment struct {
+	lane  lane
+	calls []*call
+	f     *flight
+	conn  *conn
+	err   error
+}
+
+// maxShipment bounds the commands of one flight: what a node takes as one
+// pipeline anyhow.
+const maxShipment = 4096
+
+// round sends every pending call once and notes in call.last what became of it.
+func (c *Client) round(ctx context.Context, pending []*call, private int) {
+	var ships []*shipment
+	if len(pending) == 1 {
+		ships = []*shipment{{lane: c.target(pending[0]), calls: pending}}
+	} else {
+		open := map[lane]*shipment{}
+		for _, p := range pending {
+			l := c.target(p)
+			s := open[l]
+			if s == nil || len(s.calls) == maxShipment {
+				s = &shipment{lane: l}
+				open[l] = s
+				ships = append(ships, s)
+			}
+			s.calls = append(s.calls, p)
+		}
+	}
+	for _, s := range ships {
+		c.ship(ctx, s, private)
+	}
+	for _, s := range ships {
+		c.collect(ctx, s)
+	}
+}
+
+// ship starts a shipment. Shipments to one lane are started one after the
+// other, so they keep their order.
+func (c *Client) ship(ctx context.Context, s *shipment, private int) {
+	l, err := c.link(s.lane.addr, s.lane.wide, private)
+	if err != nil {
+		s.err = err
+		return
+	}
+	if s.conn, s.err = l.get(ctx); s.err != nil {
+		return
+	}
+	cmds := make([]Cmd, len(s.calls))
+	for i, p := range s.calls {
+		cmds[i] = p.cmd
+	}
+	s.f = newFlight(cmds)
+	s.err = s.conn.start(ctx, s.f)
+}
+
+// collect waits for a shipment's answers.
+func (c *Client) collect(ctx context.Context, s *shipment) {
+	if s.err == nil {
+		s.err = s.conn.wait(ctx, s.f)
+	}
+	for i, p := range s.calls {
+		p.attempts++
+		p.last = s.err
+		p.avoid = ""
+		if s.err != nil {
+			p.avoid = s.lane.addr
+			continue
+		}
+		reply := s.f.replies[i]
+		if text, ok := replyError(reply); ok {
+			p.last = parseServerError(text)
+			continue
+		}
+		p.out.Reply = reply
+	}
+	if s.err != nil {
+		c.seeds.bad(s.lane.addr)
+		c.refreshSoon()
+	}
+}
+
+// settle looks at what the attempt brought. It returns true if the call is to
+// be sent again.
+func (p *call) settle(c *Client) bool {
+	if p.last == nil {
+		return false
+	}
+	var (
+		server *ServerError
+		link   *linkError
+	)
+	switch {
+	case errors.As(p.last, &link) && errors.Is(link.err, ErrClosed) && !link.sent:
+		p.out.Err = p.failure(ErrClosed)
+		return false
+
+	case errors.Is(p.last, ErrNotClientPort) && p.attempts >= len(c.cfg.Addrs):
+		p.giveUp(context.Background(), c)
+		return false
+
+	case errors.As(p.last, &link):
+		if link.sent && !p.plan.repeatable {
+			p.out.Err = p.failure(ErrUncertain)
+			return false
+		}
+		p.unsure = p.unsure || link.sent
+		return true
+
+	case errors.As(p.last, &server):
+		switch {
+		case server.Code == "MOVED":
+			if f := strings.Fields(server.Message); len(f) == 2 && p.plan.keyed {
+				p.moved = f[1]
+			}
+			c.refreshSoon()
+			return true
+		case server.refused():
+			c.refreshSoon()
+			return true
+		case server.Code == "UNCERTAIN":
+			if !p.plan.repeatable {
+				p.out.Err = p.failure(ErrUncertain)
+				return false
+			}
+			p.unsure = true
+			return true
+		}
+	}
+	p.out.Err = p.last
+	return false
+}
+
+// giveUp ends a call for which there is no more time. It is uncertain if any
+// attempt was, unless it only read.
+func (p *call) giveUp(ctx context.Context, c *Client) {
+	kind := ErrUnavailable
+	switch {
+	case p.unsure && !isRead(p.cmd):
+		kind = ErrUncertain
+	case c.life.Err() != nil:
+		kind = ErrClosed
+	}
+	err := p.failure(kind)
+	if ctx.Err() != nil {
+		end := context.Cause(ctx)
+		if errors.Is(end, context.DeadlineExceeded) {
+			end = ErrTimeout
+		}
+		if p.last == nil {
+			err.Cause = end
+		} else {
+			err.Cause = &endError{end: end, last: p.last}
+		}
+	}
+	p.out.Err = err
+}
+
+func (p *call) failure(kind error) *CommandError {
+	return &CommandError{Command: p.cmd.Name(), Kind: kind, Cause: p.last, Attempts: p.attempts}
+}
+
+func isRead(c Cmd) bool {
+	if len(c.Args) == 0 {
+		return false
+	}
+	s, ok := lookup(c.Args[0])
+	return ok && s.read
+}
+
+// endError is why there were no more attempts, and what the last one met.
+type endError struct{ end, last error }
+
+func (e *endError) Error() string   { return e.end.Error() + "; the last attempt met: " + e.last.Error() }
+func (e *endError) Unwrap() []error { return []error{e.end, e.last} }
+
+// ask sends one command to one address, once: for the refresh, which has its
+// own order of addresses.
+func (c *Client) ask(ctx context.Context, addr string, cmd Cmd, timeout time.Duration) (Reply, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errStalled)
+	defer cancel()
+	var none Reply
+	l, err := c.link(addr, true, 0)
+	if err != nil {
+		return none, err
+	}
+	conn, err := l.get(ctx)
+	if err != nil {
+		return none, err
+	}
+	f := newFlight([]Cmd{cmd})
+	if err := conn.start(ctx, f); err != nil {
+		return none, err
+	}
+	if err := conn.wait(ctx, f); err != nil {
+		return none, err
+	}
+	if text, ok := replyError(f.replies[0]); ok {
+		return none, parseServerError(text)
+	}
+	return f.replies[0], nil
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/compute/job"
+)
+
+// takes refuses other numbers of arguments. Too many are most often a value with
+// spaces that the shell has taken apart.
+func takes(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		what := plural(int64(most), "argument")
+		if least != most {
+			what = fmt.Sprintf("%d or %s", least, what)
+		}
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("%s takes %s, received %d", nameOf(cmd), what, len(args))
+		case len(args) > most && most > 1:
+			joined := append(slices.Clone(args[:most-1]), strings.Join(args[most-1:], " "))
+			return fmt.Errorf("%s takes %s, received %d: quote a value with spaces, as in: %s %s", nameOf(cmd), what, len(args), cmd.CommandPath(), proc.Shell(joined))
+		case len(args) > most:
+			return fmt.Errorf("%s takes %s, received %d: quote one with spaces", nameOf(cmd), what, len(args))
+		}
+		return nil
+	}
+}
+
+// nameOf is a command's name behind that of the program, as "job run".
+func nameOf(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
+// noArgs is cobra.NoArgs for people: that calls an argument an unknown command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes no arguments, received %s", nameOf(cmd), shown(args[0]))
+}
+
+// noArgsButPrefix is noArgs for commands to which a prefix goes as a flag.
+func noArgsButPrefix(cmd *cobra.Command, args []string) error {
+	if err := noArgs(cmd, args); err != nil {
+		return fmt.Errorf("%w: did you mean --prefix %s?", err, proc.Shell([]string{shown(args[0])}))
+	}
+	return nil
+}
+
+// flagValues are the words that a flag takes, by its name; what differs between
+// commands stands behind the command's name.
+var flagValues = map[string][]string{
+	"output":        {"table", "json"},
+	"as":            {job.AsString, job.AsInt, job.AsFloat, job.AsJSON},
+	"map":           {job.MapValue, job.MapKey, job.MapLen, job.MapSquare, job.MapJSON},
+	"reduce":        {job.ReduceSum, job.ReduceCount, job.ReduceMin, job.ReduceMax, job.ReduceMean},
+	"on-error":      {job.OnErrorFail, job.OnErrorSkip},
+	"op":            {"put", "get", "mixed", "incr"},
+	"dist":          {"uniform", "zipfian"},
+	"import format": {"lines", "csv", "jsonl", "kv"},
+	"export format": {"kv", "jsonl"},
+}
+
+// completeValues tells the shell which words flags and arguments take, and that
+// file names fit only where a file is meant.
+func completeValues(cmd *cobra.Command) {
+	if cmd.ValidArgsFunction == nil && cmd.Name() != "import" {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	complete := func(f *pflag.Flag) {
+		var err error
+		words, known := flagValues[f.Name]
+		if !known {
+			words, known = flagValues[cmd.Name()+" "+f.Name]
+		}
+		switch {
+		case known:
+			rule := cobra.ShellCompDirectiveNoFileComp
+			if f.Name == "map" {
+				rule |= cobra.ShellCompDirectiveNoSpace // a path follows json:
+			}
+			err = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, rule))
+		case f.Name == "dir" || f.Name == "data":
+			err = cmd.MarkFlagDirname(f.Name)
+		case f.Name != "file" && f.Name != "abacusd":
+			err = cmd.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions)
+		}
+		if err != nil {
+			panic(fmt.Sprintf("completion of --%s of %s: %v", f.Name, cmd.Name(), err)) // the flag is there: it was just visited
+		}
+	}
+	cmd.LocalNonPersistentFlags().VisitAll(complete)
+	cmd.PersistentFlags().VisitAll(complete)
+	for _, c := range cmd.Commands() {
+		completeValues(c)
+	}
+}
+
+// completeNodes offers the numbers of the nodes of the cluster in a directory
+// that are not named yet.
+func completeNodes(dir *string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		c, err := proc.Open(*dir)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer c.Release()
+		var out []string
+		for _, n := range c.Nodes() {
+			if s := strconv.Itoa(n.N); !slices.Contains(args, s) && !slices.Contains(args, n.ID()) {
+				out = append(out, s)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,247 @@
+// Command abacus is the command-line client of Abacus: keys and values, import
+// and export, jobs, the cluster's state, a load generator, and `abacus dev`,
+// which runs a cluster on this machine.
+//
+// Results go to stdout and everything else to stderr, so that both can be used
+// in scripts; exit.go lists the exit codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/abacusdb/abacus/client"
+)
+
+// version is set by the linker (see Makefile).
+var version = ""
+
+const defaultAddr = "127.0.0.1:7401"
+
+// giveUpRefused is how long a command tries nodes none of which runs: not long,
+// for somebody waits who may have mistaken the address.
+const giveUpRefused = 1500 * time.Millisecond
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// run is main with its surroundings as arguments.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{}
+	root := a.command()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	refuseUnknownCommands(root)
+	cmd, err := root.ExecuteContextC(context.Background())
+	if err != nil && !a.started { // cobra refused the command line
+		err = &usageError{err: err}
+	}
+	code := exitCode(err)
+	if err != nil && !errors.Is(err, errQuiet) {
+		fmt.Fprintf(stderr, "abacus: %v\n", err)
+		if hint := hintFor(err, a, cmd); hint != "" {
+			fmt.Fprintln(stderr, hint)
+		}
+	}
+	return code
+}
+
+// app is what the global flags say.
+type app struct {
+	addrs   string
+	output  string
+	timeout time.Duration
+
+	started bool // the command line was good and the command runs
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "abacus",
+		Short: "Use an Abacus cluster: keys and values, jobs over them, and how the cluster is",
+		Long: `abacus talks to an Abacus cluster: a durable, linearizable key-value database
+whose replicas also compute jobs over the keys.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed
+(no such key, no records, a sick cluster), 2 wrong usage, 3 job cancelled,
+4 no such job, 5 cluster unavailable (nothing was done), 6 outcome unknown,
+124 time-out, 130 interrupted.`,
+		Example: `  abacus dev up --detach                  # a cluster on this machine
+  abacus put greeting hello
+  abacus get greeting
+  abacus import words.txt --prefix word/
+  abacus job run --prefix word/ --map len --reduce max
+  abacus status`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "table" && a.output != "json" {
+				return fmt.Errorf("-o %q: it must be table or json", a.output)
+			}
+			if a.timeout <= 0 {
+				return fmt.Errorf("--timeout %v: it must be more than 0", a.timeout)
+			}
+			a.started = true
+			return nil
+		},
+	}
+	root.Version = versionString()
+	root.SetVersionTemplate("abacus {{.Version}}\n")
+	addr := os.Getenv("ABACUS_ADDR")
+	if addr == "" {
+		addr = defaultAddr
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.addrs, "addr", addr, "client address of a node, or several with commas (environment: ABACUS_ADDR)")
+	f.StringVarP(&a.output, "output", "o", "table", "how results are written: table or json")
+	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one request may take, attempts on several nodes included")
+	root.SetFlagErrorFunc(flagError)
+
+	root.AddGroup(&cobra.Group{ID: "keys", Title: "Keys and values:"}, &cobra.Group{ID: "jobs", Title: "Jobs:"}, &cobra.Group{ID: "cluster", Title: "The cluster:"})
+	group := func(id string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = id
+			root.AddCommand(c)
+		}
+	}
+	group("keys", newGetCommand(a), newPutCommand(a), newDelCommand(a), newIncrCommand(a), newCASCommand(a), newScanCommand(a), newImportCommand(a), newExportCommand(a))
+	group("jobs", newJobCommand(a))
+	group("cluster", newStatusCommand(a), newBenchCommand(a), newDevCommand())
+	root.AddCommand(newVersionCommand(a))
+	completeValues(root)
+	return root
+}
+
+// refuseUnknownCommands makes "abacus dev nosuch" wrong usage: left to itself,
+// cobra prints the help of a command that only has subcommands, and succeeds.
+// It comes after the outputs are set, which cobra's own commands keep.
+func refuseUnknownCommands(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch {
+		case c.Name() == "help":
+			c.Args = func(_ *cobra.Command, args []string) error {
+				topic, rest, err := root.Find(args)
+				if err == nil && len(rest) > 0 {
+					err = unknownCommand(topic, rest)
+				}
+				return err
+			}
+		case c.HasSubCommands() && !c.Runnable():
+			c.Args = unknownCommand
+			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
+}
+
+// unknownCommand refuses all arguments of a command that only has subcommands.
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+}
+
+// flagError says what to do about values that look like flags.
+func flagError(cmd *cobra.Command, err error) error {
+	if s := err.Error(); strings.HasPrefix(s, "unknown shorthand flag") {
+		err = fmt.Errorf("%w (a value that begins with - goes behind --, as in: %s ... -- -5)", err, cmd.CommandPath())
+	}
+	return err
+}
+
+// open connects to the cluster of the flags.
+func (a *app) open() (*client.Client, error) { return a.openWith(client.Config{}) }
+
+func (a *app) openWith(cfg client.Config) (*client.Client, error) {
+	for _, addr := range strings.Split(a.addrs, ",") {
+		if addr = strings.TrimSpace(addr); addr != "" {
+			cfg.Addrs = append(cfg.Addrs, addr)
+		}
+	}
+	cfg.Timeout = a.timeout
+	cfg.GiveUpRefused = giveUpRefused
+	c, err := client.Open(cfg)
+	if err != nil {
+		return nil, &usageError{err: fmt.Errorf("--addr %s: %w", a.addrs, err)}
+	}
+	return c, nil
+}
+
+func (a *app) json() bool { return a.output == "json" }
+
+// withClient runs f with a client and a context that ends with SIGINT or SIGTERM.
+func (a *app) withClient(cmd *cobra.Command, f func(ctx context.Context, c *client.Client) error) error {
+	c, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	return f(ctx, c)
+}
+
+// interruptible ends the context at the first SIGINT or SIGTERM; a second one
+// ends the process as it would without us.
+func interruptible(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-sig:
+			signal.Stop(sig)
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(sig)
+		cancel(nil)
+	}
+}
+
+// terminal says whether w (or r) is one.
+func terminal(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+func newVersionCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this program",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.json() {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{"version": versionString()})
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "abacus", versionString())
+			return err
+		},
+	}
+}
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

@@ -1,0 +1,589 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/client/clienttest"
+	"github.com/abacusdb/abacus/compute/job"
+)
+
+// These tests run the program as main does, against a cluster in memory: what
+// comes on stdout, what on stderr, and the exit code.
+
+type ran struct {
+	out, info string
+	code      int
+}
+
+func abacus(t *testing.T, c *clienttest.Cluster, stdin string, args ...string) ran {
+	t.Helper()
+	if c != nil {
+		args = append([]string{"--addr", strings.Join(c.Addrs(), ",")}, args...)
+	}
+	var out, info bytes.Buffer
+	code := run(args, strings.NewReader(stdin), &out, &info)
+	return ran{out.String(), info.String(), code}
+}
+
+// check runs the program and compares stdout and the exit code; stderr must
+// contain info, or be empty.
+func check(t *testing.T, c *clienttest.Cluster, out, info string, code int, args ...string) {
+	t.Helper()
+	r := abacus(t, c, "", args...)
+	if r.out != out || r.code != code || !strings.Contains(r.info, info) || (info == "" && r.info != "") {
+		t.Errorf("abacus %q\nexit %d, want %d\nstdout %q\nwant   %q\nstderr %q\nwant   %q", args, r.code, code, r.out, out, r.info, info)
+	}
+}
+
+func TestKeysAndValues(t *testing.T) {
+	c := clienttest.New(t, 3)
+	check(t, c, "", "no such key: greeting", 1, "get", "greeting")
+	check(t, c, "OK\n", "", 0, "put", "greeting", "hello")
+	check(t, c, "hello", "", 0, "get", "greeting")
+	check(t, c, "{\n  \"key\": \"greeting\",\n  \"value\": \"hello\"\n}\n", "", 0, "get", "greeting", "-o", "json")
+	check(t, c, "OK\n", "", 0, "put", "minus", "--", "-5")
+	check(t, c, "-5", "", 0, "get", "minus")
+	check(t, c, "-4\n", "", 0, "incr", "minus")
+	check(t, c, "-14\n", "", 0, "incr", "minus", "--", "-10")
+	check(t, c, "{\n  \"value\": -13\n}\n", "", 0, "incr", "minus", "-o", "json")
+	check(t, c, "", "value is not an integer", 1, "incr", "greeting")
+	check(t, c, "", "not replaced", 1, "cas", "greeting", "bye", "x")
+	check(t, c, "OK\n", "", 0, "cas", "greeting", "hello", "bye")
+	check(t, c, "", "exists already", 1, "put", "--if-absent", "greeting", "x")
+	check(t, c, "", "does not exist", 1, "put", "--if-present", "other", "x")
+	check(t, c, "2\n", "", 0, "del", "greeting", "minus", "none")
+	check(t, c, "", "received 4", 2, "put", "a", "b", "c", "d")
+	if r := abacus(t, c, "a\x00b\xff\n", "put", "bytes", "-"); r.code != 0 {
+		t.Errorf("put from stdin: %+v", r)
+	}
+	check(t, c, "a\x00b\xff\n", "", 0, "get", "bytes")
+	if r := abacus(t, c, "", "get", "bytes", "-o", "json"); !strings.Contains(r.out, `"value_base64": "YQBi/wo="`) {
+		t.Errorf("get of bytes as JSON: %+v", r)
+	}
+	file := filepath.Join(t.TempDir(), "v")
+	if err := os.WriteFile(file, []byte("from a file"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check(t, c, "OK\n", "", 0, "put", "f", "--file", file, "--ttl", "1h")
+	check(t, c, "from a file", "", 0, "get", "f")
+}
+
+func TestUsage(t *testing.T) {
+	for _, tc := range []struct {
+		info string
+		args []string
+	}{
+		{"unknown command \"nosuch\" for \"abacus\"", []string{"nosuch"}},
+		{"unknown command \"nosuch\" for \"abacus dev\"", []string{"dev", "nosuch"}},
+		{"usage: abacus job COMMAND", []string{"job", "nosuch", "--", "more"}},
+		{"unknown command", []string{"completion", "nosuch"}},
+		{"unknown command", []string{"help", "nosuch"}},
+		{"unknown command", []string{"help", "job", "nosuch"}},
+		{"--nodes 0", []string{"dev", "up", "--nodes", "0"}},
+		{"--replicas 0", []string{"dev", "up", "--replicas", "0"}},
+		{"--base-port", []string{"dev", "up", "--base-port", "65300"}},
+		{"unknown flag", []string{"get", "k", "--nosuch"}},
+		{"usage: abacus get KEY", []string{"get"}},
+		{"put greeting 'still here'", []string{"put", "greeting", "still", "here"}},
+		{"did you mean --prefix num/?", []string{"scan", "num/"}},
+		{"did you mean --prefix num/?", []string{"export", "num/"}},
+		{"did you mean --prefix num/?", []string{"job", "run", "num/"}},
+		{"takes no arguments", []string{"status", "foo"}},
+		{"begins with -", []string{"incr", "k", "-5"}},
+		{"table or json", []string{"-o", "xml", "get", "k"}},
+		{"--timeout", []string{"--timeout", "0s", "get", "k"}},
+		{"host:port", []string{"--addr", "nowhere", "get", "k"}},
+		{"no value given", []string{"put", "k"}},
+		{"--ttl", []string{"put", "k", "v", "--ttl", "-1s"}},
+		{"either", []string{"put", "k", "v", "--file", "x"}},
+		{"exclude", []string{"put", "k", "v", "--if-absent", "--if-present"}},
+		{"64-bit", []string{"incr", "k", "many"}},
+		{"--limit", []string{"scan", "--limit", "-1"}},
+		{"--format", []string{"export", "--format", "xml"}},
+		{"--format", []string{"import", "-", "--format", "xml"}},
+		{"--key and --value", []string{"import", "-", "--key", "k"}},
+		{"--key-width", []string{"import", "-", "--key-width", "0"}},
+		{"--map", []string{"job", "run", "--map", "cube"}},
+		{"--on-error", []string{"job", "run", "--on-error", "cry"}},
+		{"--reduce", []string{"job", "run", "--reduce", "sum"}}, // of strings
+		{"--timeout", []string{"job", "run", "--timeout", "2h"}},
+		{"unknown field", []string{"job", "submit", "--file", "-"}},
+		{"--file and --prefix", []string{"job", "submit", "--file", "-", "--prefix", "p"}},
+		{"--file and --timeout", []string{"job", "submit", "--file", "-", "--timeout", "5s"}},
+		{"exclude", []string{"export", "-o", "json", "--format", "kv"}},
+		{"op \"fly\"", []string{"bench", "--op", "fly"}},
+		{"--conns", []string{"bench", "--conns", "0"}},
+	} {
+		r := abacus(t, nil, `{"nosuch":1}`, tc.args...)
+		if r.code != exitUsage || r.out != "" || !strings.Contains(r.info, tc.info) {
+			t.Errorf("abacus %q: exit %d, stdout %q, stderr %q, want %q", tc.args, r.code, r.out, r.info, tc.info)
+		}
+	}
+}
+
+// A file that cannot be opened is no mistake in the command line.
+func TestFilesThatCannotBeOpened(t *testing.T) {
+	for _, args := range [][]string{{"put", "k", "--file", "/does/not/exist"}, {"import", "/does/not/exist"}, {"import", "/"}, {"job", "submit", "--file", "/does/not/exist"}} {
+		r := abacus(t, nil, "", args...)
+		if r.code != exitFailed || !strings.Contains(r.info, "open "+args[len(args)-1]) || strings.Contains(r.info, "usage") {
+			t.Errorf("abacus %q: exit %d, stderr %q", args, r.code, r.info)
+		}
+	}
+}
+
+// The shell is told which words fit, and that file names do not.
+func TestCompletionOfValues(t *testing.T) {
+	const noFiles = ":4\n"
+	for want, args := range map[string][]string{
+		"sum\ncount\nmin\nmax\nmean\n" + noFiles: {"job", "run", "--reduce", ""},
+		"fail\nskip\n" + noFiles:                 {"job", "submit", "--on-error", ""},
+		"lines\ncsv\njsonl\nkv\n" + noFiles:      {"import", "--format", ""},
+		"kv\njsonl\n" + noFiles:                  {"export", "--format", ""},
+		"table\njson\n" + noFiles:                {"get", "-o", ""},
+		"uniform\nzipfian\n" + noFiles:           {"bench", "--dist", ""},
+		noFiles:                                  {"get", ""},
+		":0\n":                                   {"import", ""},
+	} {
+		if r := abacus(t, nil, "", append([]string{"__complete"}, args...)...); r.out != want {
+			t.Errorf("%q completes to %q, want %q", args, r.out, want)
+		}
+	}
+}
+
+// A command that only has subcommands is no mistake without one, nor is help.
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{}, {"dev"}, {"job"}, {"completion"}, {"help"}, {"help", "job"}, {"help", "job", "run"}, {"job", "--help"}} {
+		if r := abacus(t, nil, "", args...); r.code != 0 || !strings.Contains(r.out, "Usage:") || r.info != "" {
+			t.Errorf("abacus %q: exit %d, stdout %q, stderr %q", args, r.code, r.out, r.info)
+		}
+	}
+}
+
+// A node that the cluster does not have is a mistake in the arguments.
+func TestDevNodeThatIsNone(t *testing.T) {
+	dir := t.TempDir()
+	c, err := proc.Create(proc.Config{Dir: dir, Abacusd: "abacusd", Nodes: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	check(t, nil, "", "\"9\" is no node: they are numbered 1 to 3", exitUsage, "dev", "kill", "9", "--dir", dir)
+	check(t, nil, "", "with --nodes 3", exitUsage, "dev", "up", "--nodes", "4", "--dir", dir)
+}
+
+func TestFaultsHaveExitCodes(t *testing.T) {
+	c := clienttest.New(t, 2)
+	c.SetLeader(-1)
+	check(t, c, "", "cluster unavailable", exitUnavailable, "--timeout", "100ms", "put", "k", "v")
+	c.SetLeader(0)
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] == "INCRBY" {
+			return clienttest.Lose
+		}
+		return clienttest.Serve
+	})
+	check(t, c, "", "outcome unknown", exitUncertain, "incr", "k")
+	c.Hook(nil)
+	for _, n := range c.Nodes {
+		n.Stop()
+	}
+	check(t, c, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k")
+}
+
+// A node that takes no more clients says so and closes, having read nothing.
+func TestFullNode(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			nc.Write([]byte("-ERR max number of clients reached\r\n"))
+			nc.Close()
+		}
+	}()
+	check(t, nil, "", "--max-clients", exitUnavailable, "--addr", l.Addr().String(), "--timeout", "300ms", "incr", "k")
+}
+
+func TestScanAndExport(t *testing.T) {
+	c := clienttest.New(t, 2)
+	want := ""
+	for i := range 300 {
+		c.Put(fmt.Sprintf("a/%03d", i), fmt.Sprint(i))
+		want += fmt.Sprintf("a/%03d\t%d\n", i, i)
+	}
+	c.Put("b", "\x00\xff")
+	check(t, c, "b\n", "", 0, "scan", "--prefix", "b")
+	check(t, c, want, "", 0, "scan", "--prefix", "a/", "--values")
+	check(t, c, want, "exported 300 keys", 0, "export", "--prefix", "a/")
+	if r := abacus(t, c, "", "scan", "--limit", "7"); strings.Count(r.out, "\n") != 7 || r.code != 0 {
+		t.Errorf("scan with a limit: %+v", r)
+	}
+	check(t, c, `{"key":"b","value_base64":"AP8="}`+"\n", "exported 1 key", 0, "export", "--format", "jsonl", "--prefix", "b")
+	check(t, c, `{"key":"b","value_base64":"AP8="}`+"\n", "exported 1 key", 0, "export", "-o", "json", "--prefix", "b")
+	check(t, c, `{"key":"b","value_base64":"AP8="}`+"\n", "", 0, "scan", "-o", "json", "--prefix", "b", "--values")
+
+	c.Put("a/newline", "x\ny")
+	if r := abacus(t, c, "", "export", "--prefix", "a/"); r.code != 1 || !strings.Contains(r.info, "jsonl") {
+		t.Errorf("export of what does not fit: %+v", r)
+	}
+}
+
+// What export writes, import reads back, whatever bytes there are.
+func TestExportAndImportGoRound(t *testing.T) {
+	from, to := clienttest.New(t, 1), clienttest.New(t, 2)
+	for _, k := range []string{"plain", "tab\tkey", "new\nline", "\xff\x00", "\"quoted\" <&>\u2028"} {
+		from.Put(k, "value of "+k)
+	}
+	from.Put("empty", "")
+	r := abacus(t, from, "", "export", "--format", "jsonl")
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	if r := abacus(t, to, r.out, "import", "-", "--format", "jsonl", "--key", "key", "--value", "value"); r.code != 0 {
+		t.Fatal(r)
+	}
+	if from.Len() != to.Len() {
+		t.Errorf("%d keys became %d", from.Len(), to.Len())
+	}
+	for _, k := range []string{"plain", "tab\tkey", "new\nline", "\xff\x00", "\"quoted\" <&>\u2028"} {
+		if v, _ := to.Value(k); v != "value of "+k {
+			t.Errorf("%q became %q", k, v)
+		}
+	}
+}
+
+func TestImport(t *testing.T) {
+	for _, tc := range []struct {
+		name, in string
+		args     []string
+		want     map[string]string
+		info     string // of an import that fails
+	}{
+		{"lines", "one\ntwo\r\n\nfour", []string{"--prefix", "w/"},
+			map[string]string{"w/000000001": "one", "w/000000002": "two", "w/000000003": "", "w/000000004": "four"}, ""},
+		{"lines, width", "one\n", []string{"--key-width", "2"}, map[string]string{"01": "one"}, ""},
+		{"nothing", "", nil, map[string]string{}, ""},
+		{"kv", "a\t1\nb\t\nc\tx\ty\r\n", []string{"--format", "kv", "--prefix", "p/"},
+			map[string]string{"p/a": "1", "p/b": "", "p/c": "x\ty\r"}, ""},
+		{"kv without TAB", "a\t1\nb\n", []string{"--format", "kv"}, map[string]string{"a": "1"}, "line 2: no TAB"},
+		{"kv without key", "\t1\n", []string{"--format", "kv"}, map[string]string{}, "line 1: the key is empty"},
+		{"csv", "\ufeffname,n,x\r\n\"Köln, <D>\",1085664,-1.50e3\n,007,0x1\n", []string{"--format", "csv", "--prefix", "c/"},
+			map[string]string{"c/000000001": `{"name":"Köln, <D>","n":1085664,"x":-1.50e3}`, "c/000000002": `{"name":"","n":"007","x":"0x1"}`}, ""},
+		{"csv with key", "id,n\na,1\nb,123456789012345678901234567890\na,3\n", []string{"--format", "csv", "--key", "id"},
+			map[string]string{"a": `{"id":"a","n":3}`, "b": `{"id":"b","n":123456789012345678901234567890}`}, ""},
+		{"csv with value", "id,n\na,1\n", []string{"--format", "csv", "--key", "id", "--value", "n"}, map[string]string{"a": "1"}, ""},
+		{"csv without header", "", []string{"--format", "csv"}, map[string]string{}, "header"},
+		{"csv, header twice", "a,a\n", []string{"--format", "csv"}, map[string]string{}, "twice"},
+		{"csv, no such column", "a,b\n1,2\n", []string{"--format", "csv", "--key", "c"}, map[string]string{}, "there are a, b"},
+		{"csv, short row", "a,b\n1,2\n3\n", []string{"--format", "csv"}, map[string]string{"000000001": `{"a":1,"b":2}`}, "line 3: not as many cells"},
+		{"csv, open quote", "a\n1\n\"x\n", []string{"--format", "csv"}, map[string]string{"000000001": `{"a":1}`}, "line 3"},
+		{"csv, not UTF-8", "a\nM\xfcnchen\n", []string{"--format", "csv"}, map[string]string{}, "line 2: column \"a\" is not UTF-8"},
+		{"jsonl", "{\"id\":7,\"s\":\"x\"}\n\n  {\"id\":\"8\"}  \n", []string{"--format", "jsonl", "--key", "id", "--prefix", "j/"},
+			map[string]string{"j/7": `{"id":7,"s":"x"}`, "j/8": `{"id":"8"}`}, ""},
+		{"jsonl, numbers", "1\n[2]\n", []string{"--format", "jsonl"}, map[string]string{"000000001": "1", "000000002": "[2]"}, ""},
+		{"jsonl, broken", "{}\n{\"a\":\n", []string{"--format", "jsonl"}, map[string]string{"000000001": "{}"}, "line 2: not a JSON"},
+		{"jsonl, no key", "{\"b\":1}\n", []string{"--format", "jsonl", "--key", "a"}, map[string]string{}, "line 1: no field \"a\""},
+		{"jsonl, no object", "5\n", []string{"--format", "jsonl", "--key", "a"}, map[string]string{}, "line 1: not a JSON object"},
+		{"too large", "ok\n" + strings.Repeat("x", 1<<20+1) + "\n", nil, map[string]string{"000000001": "ok"}, "line 2: key 000000002, value of 1048577 bytes"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, packed := range []bool{false, true} {
+				c := clienttest.New(t, 2)
+				in := tc.in
+				if packed {
+					in = gz(t, in)
+				}
+				r := abacus(t, c, in, append([]string{"import", "-"}, tc.args...)...)
+				if strings.Contains(tc.name, "no such column") && r.code != exitUsage {
+					t.Errorf("exit %d, want %d", r.code, exitUsage)
+				}
+				if (r.code != 0) != (tc.info != "") || !strings.Contains(r.info, tc.info) || r.out != "" {
+					t.Errorf("packed %v: exit %d, stdout %q, stderr %q", packed, r.code, r.out, r.info)
+				}
+				for k, want := range tc.want {
+					if v, ok := c.Value(k); !ok || v != want {
+						t.Errorf("packed %v: %s is %q, want %q", packed, k, v, want)
+					}
+				}
+				if c.Len() != len(tc.want) {
+					t.Errorf("packed %v: %d keys, want %d", packed, c.Len(), len(tc.want))
+				}
+			}
+		})
+	}
+}
+
+func gz(t *testing.T, s string) string {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	z.Write([]byte(s))
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// A large import with faults of every kind: all records are there, and of
+// those with one key the last, however batches were repeated.
+func TestImportUnderFaults(t *testing.T) {
+	c := clienttest.New(t, 3)
+	var mu sync.Mutex
+	n := 0
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] != "SET" {
+			return clienttest.Serve
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		switch n++; {
+		case n%20_011 == 0:
+			return clienttest.Lose
+		case n%20_021 == 0:
+			r.Reply.Error("UNCERTAIN maybe")
+			return clienttest.Done
+		case n%5_003 == 0:
+			r.Reply.Error("TRYAGAIN later")
+			return clienttest.Done
+		case n%10_007 == 0:
+			c.SetLeader(n % 3)
+		}
+		return clienttest.Serve
+	})
+	var in strings.Builder
+	const records, keys = 60_000, 25_000
+	for i := range records {
+		fmt.Fprintf(&in, "k%d\t%d\n", i%keys, i)
+	}
+	r := abacus(t, c, in.String(), "import", "-", "--format", "kv", "-o", "json")
+	var got struct{ Records, Bytes int }
+	if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != 0 || got.Records != records || !strings.Contains(r.info, "imported 60,000 records") {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for k := range keys {
+		want := k
+		for want+keys < records {
+			want += keys
+		}
+		if v, _ := c.Value(fmt.Sprint("k", k)); v != fmt.Sprint(want) {
+			t.Fatalf("k%d is %s, want %d", k, v, want)
+		}
+	}
+}
+
+func TestStatus(t *testing.T) {
+	c := clienttest.New(t, 2)
+	r := abacus(t, c, "", "status")
+	if r.code != 0 || !strings.Contains(r.out, "all is well") || !strings.Contains(r.out, c.Nodes[1].Client) {
+		t.Errorf("status of a healthy cluster: %+v", r)
+	}
+	sick := `{"cluster_id":"x","node":"n1","replicas_wanted":3,"nodes":[{"id":"n1","alive":true,"leads":1},{"id":"n2"}],
+		"shards":[{"id":4,"slots":"0-16383","leader":"","replicas":[{"id":"n1.1","node":"n1","state":"leader","voter":true,"lag":0},
+		{"id":"n2.1","node":"n2","state":"down","voter":true,"lag":12}],"healthy":false,"problem":"no leader"}],"healthy":false,"problems":["node n2 is down","shard 4: no leader"]}`
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] != "ABACUS.STATUS" {
+			return clienttest.Serve
+		}
+		r.Reply.BulkString(sick)
+		return clienttest.Done
+	})
+	r = abacus(t, c, "", "status")
+	for _, want := range []string{"DOWN", "2 of 3", "n1* n2(down,-12)", "SICK: no leader", "sick:\n  node n2 is down\n  shard 4: no leader\n"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("status does not say %q:\n%s", want, r.out)
+		}
+	}
+	if r.code != 1 || !strings.Contains(r.info, "node n2 is down; shard 4: no leader") {
+		t.Errorf("exit %d, stderr %q", r.code, r.info)
+	}
+	if r := abacus(t, c, "", "status", "-o", "json"); r.code != 1 || !json.Valid([]byte(r.out)) {
+		t.Errorf("as JSON: %+v", r)
+	}
+}
+
+// jobs answers JOB.* with a record that ends as told at the second poll.
+func jobs(c *clienttest.Cluster, end func(*job.Record)) {
+	var mu sync.Mutex
+	known := map[string]*job.Record{}
+	polls := 0
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		mu.Lock()
+		defer mu.Unlock()
+		if !strings.HasPrefix(r.Args[0], "JOB.") {
+			return clienttest.Serve
+		}
+		if r.Args[0] == "JOB.SUBMIT" {
+			spec, err := job.ParseSpec([]byte(r.Args[1]))
+			if err != nil {
+				r.Reply.Error("BADJOB " + err.Error())
+				return clienttest.Done
+			}
+			known[spec.ID] = &job.Record{ID: spec.ID, Spec: spec, State: job.Running}
+			r.Reply.BulkString(spec.ID)
+			return clienttest.Done
+		}
+		if r.Args[0] == "JOB.LIST" {
+			list := []job.Record{}
+			for _, rec := range known {
+				list = append(list, *rec)
+			}
+			text, _ := json.Marshal(list)
+			r.Reply.Bulk(text)
+			return clienttest.Done
+		}
+		rec := known[r.Args[1]]
+		if rec == nil {
+			r.Reply.Error("NOTFOUND no such job")
+			return clienttest.Done
+		}
+		switch r.Args[0] {
+		case "JOB.CANCEL":
+			rec.State = job.Cancelled
+			r.Reply.SimpleString("OK")
+			return clienttest.Done
+		case "JOB.RESULT":
+			if polls++; polls >= 2 {
+				end(rec)
+			}
+		}
+		text, _ := json.Marshal(rec)
+		r.Reply.Bulk(text)
+		return clienttest.Done
+	})
+}
+
+func TestJobRun(t *testing.T) {
+	value := job.Number("285")
+	for _, tc := range []struct {
+		name      string
+		end       func(*job.Record)
+		out, info string
+		code      int
+	}{
+		{"success", func(r *job.Record) { r.State, r.Result = job.Succeeded, &value }, "285\n", "", 0},
+		{"a note", func(r *job.Record) { r.State, r.Result, r.Note = job.Succeeded, &value, "no keys" }, "285\n", "note: no keys", 0},
+		{"skipped", func(r *job.Record) {
+			r.State, r.Result, r.Records, r.Bad, r.BadKeys = job.Succeeded, &value, 1000, 2, []string{"a", "b"}
+		}, "285\n", "2 records of 1,000 did not parse and were left out, for example a, b", 0},
+		{"failure", func(r *job.Record) { r.State, r.Error, r.Code = job.Failed, "it broke", job.CodeFailed }, "", "it broke", 1},
+		{"no records", func(r *job.Record) { r.State, r.Code = job.Failed, job.CodeNoRecords }, "", "no records", 1},
+		{"cancelled", func(r *job.Record) { r.State = job.Cancelled }, "", "cancelled", 3},
+		{"time-out", func(r *job.Record) { r.State, r.Error, r.Code = job.Failed, "it took too long", job.CodeTimeout }, "", "too long", 124},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := clienttest.New(t, 2)
+			jobs(c, tc.end)
+			args := []string{"job", "run", "--prefix", "num/", "--as", "int", "--map", "square", "--reduce", "sum"}
+			check(t, c, tc.out, tc.info, tc.code, args...)
+			r := abacus(t, c, "", append(args, "-o", "json")...)
+			var rec job.Record
+			if err := json.Unmarshal([]byte(r.out), &rec); err != nil || r.code != tc.code || rec.Spec.Map != "square" {
+				t.Errorf("as JSON: %+v, %v", r, err)
+			}
+		})
+	}
+}
+
+func TestJobCommands(t *testing.T) {
+	c := clienttest.New(t, 2)
+	value := job.Number("7")
+	jobs(c, func(r *job.Record) {
+		if r.State == job.Cancelled {
+			return
+		}
+		r.State, r.Result = job.Succeeded, &value
+		r.Shards = []job.ShardReport{{Shard: 3, Master: "n1", Index: 42, Done: true, Tasks: []job.TaskReport{{ID: 1, From: 0, To: 99, Done: true, Node: "n2", Role: job.RoleFollower, Attempts: 2, FailedOn: []string{"n3"}, Records: 10}}}}
+	})
+	check(t, c, "mine\n", "", 0, "job", "submit", "--id", "mine", "--name", "a name")
+	if r := abacus(t, c, `{"id":"other","prefix":"p"}`, "job", "submit", "--file", "-"); r.out != "other\n" || r.code != 0 {
+		t.Errorf("submit of a file: %+v", r)
+	}
+	check(t, c, "", "job wait mine", 1, "job", "result", "mine")
+	check(t, c, "7\n", "", 0, "job", "wait", "mine")
+	check(t, c, "7\n", "", 0, "job", "result", "mine")
+	r := abacus(t, c, "", "job", "status", "mine")
+	for _, want := range []string{"a name", "succeeded", "n2", "follower", "0-99", "n3", "42"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("job status does not say %q:\n%s", want, r.out)
+		}
+	}
+	check(t, c, "OK\n", "", 0, "job", "cancel", "other")
+	check(t, c, "", "cancelled", 3, "job", "wait", "other")
+	if r := abacus(t, c, "", "job", "list"); strings.Count(r.out, "\n") != 3 || !strings.Contains(r.out, "cancelled") {
+		t.Errorf("job list:\n%s", r.out)
+	}
+	for _, verb := range []string{"status", "wait", "result", "cancel"} {
+		check(t, c, "", "no such job", 4, "job", verb, "nosuch")
+	}
+}
+
+func TestJobWaitGivesUp(t *testing.T) {
+	c := clienttest.New(t, 1)
+	jobs(c, func(*job.Record) {})
+	check(t, c, "long\n", "", 0, "job", "submit", "--id", "long")
+	check(t, c, "", "abacus job wait long", 124, "job", "wait", "long", "--timeout", "50ms")
+}
+
+func TestBench(t *testing.T) {
+	c := clienttest.New(t, 2)
+	r := abacus(t, c, "", "bench", "--op", "mixed", "--keys", "50", "--clients", "4", "--warmup", "0s", "--duration", "100ms")
+	if r.code != 0 || !strings.Contains(r.out, "p99.9") || c.Len() != 50 {
+		t.Errorf("%+v, %d keys", r, c.Len())
+	}
+	r = abacus(t, c, "", "bench", "--op", "incr", "--rate", "500", "--prefix", "n/", "--keys", "50", "--warmup", "0s", "--duration", "200ms", "-o", "json")
+	var got struct {
+		Loop string
+		Ops  int
+	}
+	if err := json.Unmarshal([]byte(r.out), &got); err != nil || got.Loop != "open" || got.Ops < 50 || got.Ops > 101 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] == "SET" {
+			r.Reply.Error("ERR full")
+			return clienttest.Done
+		}
+		return clienttest.Serve
+	})
+	if r := abacus(t, c, "", "bench", "--warmup", "0s", "--duration", "50ms"); r.code != 1 || !strings.Contains(r.out, "refused: ERR") {
+		t.Errorf("with nothing but errors: %+v", r)
+	}
+}
+
+func TestCompletionAndVersion(t *testing.T) {
+	if r := abacus(t, nil, "", "completion", "bash"); r.code != 0 || !strings.Contains(r.out, "abacus") {
+		t.Errorf("completion: exit %d, %d bytes", r.code, len(r.out))
+	}
+	if r := abacus(t, nil, "", "version"); r.code != 0 || !strings.HasPrefix(r.out, "abacus ") {
+		t.Errorf("version: %+v", r)
+	}
+}
+
+func TestShownIsHarmless(t *testing.T) {
+	for in, want := range map[string]string{"plain ü": "plain ü", "\x1b[31m": `"\x1b[31m"`, "a\tb": `"a\tb"`, "\xff": `"\xff"`, "": ""} {
+		if got := shown(in); got != want {
+			t.Errorf("%q is shown as %s, want %s", in, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", -1234567: "-1,234,567"} {
+		if got := count(n); got != want {
+			t.Errorf("%d is shown as %s", n, got)
+		}
+	}
+}

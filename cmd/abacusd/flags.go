@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/abacusdb/abacus/node"
+)
+
+func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
+	f.SortFlags = false
+	f.StringVar(&cfg.ID, "id", cfg.ID, "name of this node, for life")
+	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for everything that must not be lost")
+	f.BoolVar(&cfg.Bootstrap, "bootstrap", cfg.Bootstrap, "be the first node of a new cluster")
+	f.StringSliceVar(&cfg.Join, "join", cfg.Join, "peer addresses of members to join, host:port[,...]")
+	f.IntVar(&cfg.Shards, "shards", cfg.Shards, "with --bootstrap: number of shards, 1-256")
+	f.IntVar(&cfg.Replicas, "replicas", cfg.Replicas, "with --bootstrap: copies of each shard, 1-9")
+	f.StringVar(&cfg.ClientAddr, "client-addr", cfg.ClientAddr, "RESP for any client: commands are forwarded to the right node")
+	f.StringVar(&cfg.ClusterAddr, "cluster-addr", cfg.ClusterAddr, "RESP for Redis Cluster clients: answers -MOVED")
+	f.StringVar(&cfg.PeerAddr, "peer-addr", cfg.PeerAddr, "calls from other nodes")
+	f.StringVar(&cfg.HTTPAddr, "http-addr", cfg.HTTPAddr, "HTTP: health, metrics, status, keys, jobs")
+	f.StringVar(&cfg.Advertise.Client, "advertise-client-addr", "", "client address told to others (default: --client-addr)")
+	f.StringVar(&cfg.Advertise.Cluster, "advertise-cluster-addr", "", "cluster address told to others (default: --cluster-addr)")
+	f.StringVar(&cfg.Advertise.Peer, "advertise-peer-addr", "", "peer address told to others (default: --peer-addr)")
+	f.StringVar(&cfg.Advertise.HTTP, "advertise-http-addr", "", "HTTP address told to others (default: --http-addr)")
+	f.BoolVar(&cfg.Insecure, "insecure", false, "allow addresses other than loopback, without TLS or passwords")
+	f.IntVar(&cfg.MaxClients, "max-clients", cfg.MaxClients, "most RESP connections at once")
+	f.IntVar(&cfg.MaxCommandBytes, "max-command-bytes", cfg.MaxCommandBytes, "longest command")
+	f.DurationVar(&cfg.CommandTimeout, "command-timeout", cfg.CommandTimeout, "answer each command within this time; a write whose fate is unknown by then is -UNCERTAIN")
+	f.DurationVar(&cfg.StopTimeout, "stop-timeout", cfg.StopTimeout, "graceful stop within this time")
+	f.StringVar(&opts.logLevel, "log-level", opts.logLevel, "debug, info, warn or error")
+	f.StringVar(&opts.logFormat, "log-format", opts.logFormat, "text or json")
+	f.StringVar(&opts.config, "config", "", "YAML file with any of these settings")
+}
+
+// envName is a flag's name in the environment: data-dir → ABACUS_DATA_DIR.
+func envName(flag string) string {
+	return "ABACUS_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// layer fills flags that were not given from the environment, then from the
+// YAML file, and reports every fault in both.
+func layer(f *pflag.FlagSet) error {
+	var faults []error
+	set := func(name, value, where string) {
+		if err := f.Set(name, value); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", where, err))
+		}
+	}
+	fromFlag := map[string]bool{}
+	f.Visit(func(fl *pflag.Flag) { fromFlag[fl.Name] = true })
+	f.VisitAll(func(fl *pflag.Flag) {
+		if v, ok := os.LookupEnv(envName(fl.Name)); ok && !fromFlag[fl.Name] && fl.Name != "help" {
+			fromFlag[fl.Name] = true
+			set(fl.Name, v, envName(fl.Name))
+		}
+	})
+	path, _ := f.GetString("config")
+	if path == "" {
+		return errors.Join(faults...)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return errors.Join(append(faults, fmt.Errorf("--config: %w", err))...)
+	}
+	var file map[string]any
+	if err := yaml.Unmarshal(raw, &file); err != nil {
+		return errors.Join(append(faults, fmt.Errorf("--config %s: %w", path, err))...)
+	}
+	for name, v := range file {
+		switch fl := f.Lookup(name); {
+		case fl == nil || name == "config" || name == "help":
+			faults = append(faults, fmt.Errorf("--config %s: there is no setting %q", path, name))
+		case !fromFlag[name]:
+			set(name, yamlText(v), path)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// yamlText writes a YAML scalar or list of scalars as a flag would be written.
+func yamlText(v any) string {
+	list, ok := v.([]any)
+	if !ok {
+		return fmt.Sprint(v)
+	}
+	parts := make([]string, len(list))
+	for i, p := range list {
+		parts[i] = fmt.Sprint(p)
+	}
+	return strings.Join(parts, ",")
+}
+
+// afterStop yields when a graceful stop has taken longer than it may.
+func afterStop(cfg node.Config) <-chan time.Time {
+	return time.After(cfg.StopTimeout + 2*time.Second)
+}

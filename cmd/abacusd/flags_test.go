@@ -1,0 +1,87 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/abacusdb/abacus/node"
+)
+
+// parse fills a configuration as main does: flags, then the environment, then
+// the YAML file.
+func parse(t *testing.T, file string, args ...string) (node.Config, error) {
+	t.Helper()
+	cfg, opts := node.DefaultConfig(), options{}
+	f := pflag.NewFlagSet("abacusd", pflag.ContinueOnError)
+	bindFlags(f, &cfg, &opts)
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "abacus.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", path)
+	}
+	if err := f.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return cfg, layer(f)
+}
+
+// A flag wins over the environment, the environment over the file, the file
+// over the default.
+func TestPrecedence(t *testing.T) {
+	t.Setenv("ABACUS_ID", "from-env")
+	t.Setenv("ABACUS_SHARDS", "7")
+	file := "id: from-file\nshards: 5\nreplicas: 2\njoin: [127.0.0.1:1, 127.0.0.1:2]\ncommand-timeout: 9s\ninsecure: true\n"
+	cfg, err := parse(t, file, "--id", "from-flag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.ID != "from-flag" || cfg.Shards != 7 || cfg.Replicas != 2 || cfg.CommandTimeout.String() != "9s" || !cfg.Insecure {
+		t.Errorf("got %+v", cfg)
+	}
+	if !slices.Equal(cfg.Join, []string{"127.0.0.1:1", "127.0.0.1:2"}) {
+		t.Errorf("join %q", cfg.Join)
+	}
+	if cfg.ClientAddr != node.DefaultConfig().ClientAddr {
+		t.Errorf("what nobody names is %q", cfg.ClientAddr)
+	}
+	// A flag given with its default's value was given all the same.
+	if cfg, err := parse(t, file, "--shards", "8"); err != nil || cfg.Shards != 8 {
+		t.Errorf("shards %d, %v", cfg.Shards, err)
+	}
+}
+
+// Every fault of the environment and the file is named, with where it stands.
+func TestLayerFaults(t *testing.T) {
+	t.Setenv("ABACUS_REPLICAS", "many")
+	_, err := parse(t, "shards: some\nshard: 8\n")
+	for _, want := range []string{"ABACUS_REPLICAS", `there is no setting "shard"`, "some"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
+	}
+	if _, err := parse(t, "id: [unclosed"); err == nil {
+		t.Error("a file that is no YAML was accepted")
+	}
+	if _, err := parse(t, "", "--config", "/no/such/file"); err == nil || !strings.Contains(err.Error(), "/no/such/file") {
+		t.Errorf("a missing file: %v", err)
+	}
+}
+
+// The file's name may come from the environment too.
+func TestConfigFromEnvironment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte("id: n7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ABACUS_CONFIG", path)
+	if cfg, err := parse(t, ""); err != nil || cfg.ID != "n7" {
+		t.Errorf("id %q, %v", cfg.ID, err)
+	}
+}

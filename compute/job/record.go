@@ -1,0 +1,218 @@
+package job
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// State is where a job stands.
+type State string
+
+const (
+	Queued    State = "queued"
+	Running   State = "running"
+	Succeeded State = "succeeded"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Finished says whether the job has come to its end.
+func (s State) Finished() bool { return s == Succeeded || s == Failed || s == Cancelled }
+
+// Code tells programs why a job failed; the words are in Record.Error.
+type Code string
+
+const (
+	CodeNone       Code = ""
+	CodeFailed     Code = "failed"
+	CodeNoRecords  Code = "no_records"
+	CodeBadRecords Code = "bad_records"
+	CodeTimeout    Code = "timeout"
+	CodeCancelled  Code = "cancelled"
+)
+
+var (
+	// ErrNoRecords: min, max or mean over nothing has no answer.
+	ErrNoRecords = errors.New("no records")
+	// ErrCancelled: somebody cancelled the job.
+	ErrCancelled = errors.New("job cancelled")
+	// ErrTimeout: the job did not finish within its time-out.
+	ErrTimeout = errors.New("job timed out")
+	// ErrUnfinished: the job has no result yet.
+	ErrUnfinished = errors.New("job has not finished")
+)
+
+// FailedError is a job's failure.
+type FailedError struct {
+	ID     string
+	Code   Code
+	Reason string
+}
+
+func (e *FailedError) Error() string { return "job " + e.ID + " failed: " + e.Reason }
+
+// Unwrap makes errors.Is find ErrNoRecords and ErrTimeout.
+func (e *FailedError) Unwrap() error {
+	switch e.Code {
+	case CodeNoRecords:
+		return ErrNoRecords
+	case CodeTimeout:
+		return ErrTimeout
+	}
+	return nil
+}
+
+// Record is a job's row in the ledger, and what a client gets to see of it.
+// Times are wall clock and for people only; nothing is decided by them.
+type Record struct {
+	ID    string `json:"id"`
+	Spec  Spec   `json:"spec"`
+	State State  `json:"state"`
+	// Epoch counts the coordinators that have run the job. Only the one of the
+	// present epoch may change the record, so a superseded one cannot finish it.
+	Epoch           uint64 `json:"epoch"`
+	Coordinator     string `json:"coordinator,omitempty"`
+	SubmittedMillis int64  `json:"submitted_ms"`
+	StartedMillis   int64  `json:"started_ms,omitempty"`
+	FinishedMillis  int64  `json:"finished_ms,omitempty"`
+
+	// Result is set if and only if the job succeeded: it covers every shard.
+	Result *Value `json:"result,omitempty"`
+	// Note says what a person should know about the result ("no keys matched").
+	Note  string `json:"note,omitempty"`
+	Error string `json:"error,omitempty"`
+	Code  Code   `json:"code,omitempty"`
+
+	Progress Progress `json:"progress"`
+	// Records is how many keys matched, bad ones included.
+	Records int64 `json:"records"`
+	// Bad is how many of them did not parse; BadKeys is a sample, the smallest keys.
+	Bad     int64    `json:"bad"`
+	BadKeys []string `json:"bad_keys,omitempty"`
+
+	Shards []ShardReport `json:"shards,omitempty"`
+	// TasksOmitted counts task reports left out because the record would have grown too large.
+	TasksOmitted int `json:"tasks_omitted,omitempty"`
+}
+
+// Progress is how far a job has come.
+type Progress struct {
+	Shards     int   `json:"shards"`
+	ShardsDone int   `json:"shards_done"`
+	Tasks      int   `json:"tasks"`
+	TasksDone  int   `json:"tasks_done"`
+	Records    int64 `json:"records"`
+}
+
+// ShardReport is one shard's part of a job.
+type ShardReport struct {
+	Shard  uint32 `json:"shard"`
+	Master string `json:"master,omitempty"` // the node that led the shard and handed out its tasks
+	// Index is the log index that the master took after the submit: every task read this state or a later one.
+	Index    uint64       `json:"index,omitempty"`
+	Done     bool         `json:"done"`
+	Attempts int          `json:"attempts,omitempty"` // how many masters it took
+	Tasks    []TaskReport `json:"tasks,omitempty"`
+}
+
+// Roles of the node that ran a task.
+const (
+	RoleLeader   = "leader"
+	RoleFollower = "follower"
+)
+
+// TaskReport is one task: a run of slots read by one replica. Node and what
+// follows are those of the attempt whose result was taken; of the latest attempt while none was.
+type TaskReport struct {
+	ID       int      `json:"id"`
+	From     uint16   `json:"from"`
+	To       uint16   `json:"to"`
+	Done     bool     `json:"done"`
+	Node     string   `json:"node,omitempty"`
+	Role     string   `json:"role,omitempty"`
+	Index    uint64   `json:"index,omitempty"`
+	Attempts int      `json:"attempts"`
+	FailedOn []string `json:"failed_on,omitempty"`
+	Records  int64    `json:"records"`
+	Bad      int64    `json:"bad,omitempty"`
+	Millis   int64    `json:"ms"`
+}
+
+// Err is nil for a job that succeeded, else ErrUnfinished, ErrCancelled or a *FailedError.
+func (r *Record) Err() error {
+	switch r.State {
+	case Succeeded:
+		return nil
+	case Failed:
+		return &FailedError{ID: r.ID, Code: r.Code, Reason: r.Error}
+	case Cancelled:
+		return ErrCancelled
+	}
+	return ErrUnfinished
+}
+
+// Summary is the record without its shards, for lists.
+func (r Record) Summary() Record {
+	r.Shards, r.BadKeys = nil, nil
+	return r
+}
+
+// recordVersion is the first byte of a stored record; the rest is JSON.
+const recordVersion = 1
+
+// MaxRecordBytes bounds a stored record; it must fit a command's value.
+const MaxRecordBytes = 512 << 10
+
+// VersionError refuses a stored format that this program does not know.
+type VersionError struct {
+	What    string
+	Version byte
+}
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("%s has format version %d, which this program does not know", e.What, e.Version)
+}
+
+// Encode writes the record as the ledger stores it. Task reports are left out,
+// and counted, if it would exceed MaxRecordBytes.
+func (r Record) Encode() ([]byte, error) {
+	data, err := r.encode()
+	if err == nil && len(data) > MaxRecordBytes {
+		shards := make([]ShardReport, len(r.Shards))
+		for i, s := range r.Shards {
+			r.TasksOmitted += len(s.Tasks)
+			s.Tasks = nil
+			shards[i] = s
+		}
+		r.Shards = shards
+		data, err = r.encode()
+	}
+	if err == nil && len(data) > MaxRecordBytes {
+		err = fmt.Errorf("encode job %s: %d bytes, at most %d fit", r.ID, len(data), MaxRecordBytes)
+	}
+	return data, err
+}
+
+func (r Record) encode() ([]byte, error) {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode job %s: %w", r.ID, err)
+	}
+	return append([]byte{recordVersion}, data...), nil
+}
+
+// DecodeRecord reads what Encode wrote.
+func DecodeRecord(data []byte) (Record, error) {
+	if len(data) == 0 {
+		return Record{}, errors.New("decode job record: empty")
+	}
+	if data[0] != recordVersion {
+		return Record{}, &VersionError{What: "job record", Version: data[0]}
+	}
+	var r Record
+	if err := json.Unmarshal(data[1:], &r); err != nil {
+		return Record{}, fmt.Errorf("decode job record: %w", err)
+	}
+	return r, nil
+}

@@ -1,0 +1,75 @@
+package compute
+
+import (
+	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/sharding"
+)
+
+const (
+	// defaultTasksPerReplica: several, so that a slow or lost replica costs a part of its share, not all of it.
+	defaultTasksPerReplica = 4
+	// minTaskRecords: below this a task costs more to hand out than to run.
+	minTaskRecords = 2048
+	// maxTaskRecords keeps a task near a second of work, so that retries are cheap.
+	maxTaskRecords = 1 << 20
+	// maxTasks bounds a shard's tasks, and with them its report.
+	maxTasks = 256
+)
+
+// ReplicaState is what the master knows of one replica of its shard.
+type ReplicaState struct {
+	Node   string
+	Leader bool
+	Alive  bool
+}
+
+// Task is a run of slots of one shard, for one replica to read.
+type Task struct {
+	ID      int
+	From    sharding.Slot
+	To      sharding.Slot
+	Records int64 // about how many keys it holds, with any prefix
+}
+
+// Plan cuts a shard's slots into tasks of about equal numbers of records. The
+// tasks cover every slot exactly once whatever count says: the counters steer, they do
+// not decide what is read. A slot is never cut, so a task may hold more than its share.
+func Plan(count func(sharding.Slot) int64, slots []sharding.SlotRange, replicas []ReplicaState, spec job.Spec) []Task {
+	var total int64
+	for _, r := range slots {
+		for slot := int(r.From); slot <= int(r.To); slot++ {
+			total += max(count(sharding.Slot(slot)), 0)
+		}
+	}
+	wanted := int64(wantedTasks(total, len(replicas), spec))
+	share := max((total+wanted-1)/wanted, 1)
+
+	var tasks []Task
+	left := total
+	for _, r := range slots {
+		task := Task{From: r.From}
+		for slot := int(r.From); slot <= int(r.To); slot++ {
+			records := max(count(sharding.Slot(slot)), 0)
+			task.Records += records
+			left -= records
+			// Empty slots after the last record are not worth a task; the last task allowed takes
+			// what is left of the range; the last slot of a range always ends one.
+			full := task.Records >= share && left > 0 && len(tasks) < maxTasks-1
+			if full || slot == int(r.To) {
+				task.ID, task.To = len(tasks), sharding.Slot(slot)
+				tasks = append(tasks, task)
+				task = Task{From: sharding.Slot(slot + 1)}
+			}
+		}
+	}
+	return tasks
+}
+
+func wantedTasks(records int64, replicas int, spec job.Spec) int {
+	replicas = max(replicas, 1)
+	if spec.TasksPerReplica > 0 {
+		return min(spec.TasksPerReplica*replicas, maxTasks)
+	}
+	wanted := min(int64(defaultTasksPerReplica*replicas), records/minTaskRecords)
+	return int(min(max(wanted, records/maxTaskRecords, 1), maxTasks))
+}

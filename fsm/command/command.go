@@ -1,0 +1,172 @@
+// Package command is the vocabulary of the log: what a client may ask of a
+// shard, how it is written into a log entry, and what comes back.
+//
+// A log entry is a Batch: many commands, applied in order as one unit. Both
+// formats begin with a version byte; a decoder for a version that was ever
+// released stays for ever, for an entry that decodes differently on two nodes
+// is a divergence.
+//
+// This package is a leaf: it knows no Raft, no storage and no network, so a
+// client can use it.
+package command
+
+// Op names what a command does. The numbers are in logs: never reorder, never reuse.
+type Op uint8
+
+const (
+	_ Op = iota
+
+	// OpNoop changes nothing. It opens a term, fences reads and carries time.
+	OpNoop
+	// OpInit gives an empty shard its identity: Value(0) is an encoded Init. A
+	// shard that has one ignores it.
+	OpInit
+
+	// Reads. They ride in the log with their neighbours and change nothing.
+
+	OpGet    // Keys[0] → Bytes or Nil
+	OpMGet   // Keys → Array of Bytes or Nil
+	OpStrlen // Keys[0] → Int (0 for no key)
+	OpExists // Keys → Int: how many exist, repeats counted again
+	OpType   // Keys[0] → Bytes "string" or "none"
+	OpTTL    // Keys[0] → Int: ms left, -1 no TTL, -2 no key
+
+	// Writes.
+
+	OpSet       // Keys[0], Values[0]; FlagIfEqual compares with Values[1]. → OK, Nil if a condition failed; with FlagGet the old value or Nil
+	OpMSet      // Keys[i] = Values[i] → OK (Int 1 and 0 with FlagIfAbsent: all or none, for MSETNX)
+	OpDel       // Keys → Int: how many were there
+	OpIncr      // Keys[0] += Int → Int
+	OpIncrFloat // Keys[0] += float in Values[0] (decimal text) → Bytes
+	OpAppend    // Keys[0] += Values[0] → Int: new length
+	OpGetDel    // Keys[0] → Bytes or Nil
+	OpGetEx     // Keys[0]; TTL or FlagPersist → Bytes or Nil
+	OpExpire    // Keys[0] TTL (<=0 deletes); FlagIfNoTTL, FlagIfTTL, FlagIfLonger, FlagIfShorter → Int 1 or 0
+	OpPersist   // Keys[0] → Int 1 or 0
+
+	// System records: small named values beside the keys of a shard (the shard
+	// map and the job ledger live in shard 0's).
+
+	// OpRecordSet stores Values[0] under the name Keys[0] if the record's
+	// revision is Int (0: it must not exist) → Int: the new revision, or
+	// CodeConflict with the present revision in Int.
+	OpRecordSet
+	// OpRecordDelete removes record Keys[0] if its revision is Int, or whatever
+	// it is if Int < 0 → Int 1, 0 if there was none, or CodeConflict.
+	OpRecordDelete
+
+	opEnd // one past the last
+)
+
+// Flags qualify an Op.
+type Flags uint16
+
+const (
+	FlagIfAbsent  Flags = 1 << iota // SET NX, MSETNX
+	FlagIfPresent                   // SET XX
+	FlagGet                         // SET GET: answer the old value
+	FlagKeepTTL                     // SET KEEPTTL
+	FlagIfEqual                     // SET IFEQ: only if the value equals Values[1]
+	FlagPersist                     // GETEX PERSIST
+	FlagIfNoTTL                     // EXPIRE NX
+	FlagIfTTL                       // EXPIRE XX
+	FlagIfLonger                    // EXPIRE GT
+	FlagIfShorter                   // EXPIRE LT
+)
+
+// Command is one request to one shard. Its slices may alias the buffer it was
+// decoded from; whoever keeps them copies them.
+type Command struct {
+	Op    Op
+	Flags Flags
+	// Slot is the hash slot of every key in the command, worked out once by the
+	// router so that Apply need not hash. Ignored for OpNoop, OpInit, OpRecord*.
+	Slot   uint16
+	Keys   [][]byte
+	Values [][]byte
+	Int    int64
+	// TTL in milliseconds of the shard's clock; 0 for none (OpSet, OpGetEx).
+	TTL int64
+}
+
+// Batch is one log entry.
+type Batch struct {
+	// ID is known only to the replica that proposed the batch: it alone needs
+	// the answers to reads. 0: nobody waits.
+	ID uint64
+	// ElapsedMillis is how far the shard's clock moves before the first command:
+	// what the leader's monotonic clock measured since its last entry. It is the
+	// only source of time in a shard.
+	ElapsedMillis uint64
+	Commands      []Command
+}
+
+// Init is a shard's identity, the payload of OpInit. Apply consults nothing but
+// entries and replicated state, so the limits that it checks are here.
+type Init struct {
+	ClusterID string
+	Shard     uint32
+	Slots     []SlotRange
+	Limits    Limits
+}
+
+// SlotRange is a run of slots, both ends included.
+type SlotRange struct{ From, To uint16 }
+
+// Limits bound what is stored, in bytes.
+type Limits struct {
+	MaxKey   uint32
+	MaxValue uint32
+}
+
+// DefaultLimits: key 1 KiB, value 1 MiB.
+func DefaultLimits() Limits { return Limits{MaxKey: 1 << 10, MaxValue: 1 << 20} }
+
+// Kind says which field of a Result holds the answer.
+type Kind uint8
+
+const (
+	KindNil   Kind = iota // no value
+	KindOK                // done, nothing to say
+	KindInt               // Int
+	KindBytes             // Bytes
+	KindArray             // Array
+	KindError             // Code; Int and Bytes may say more
+)
+
+// Code is a command's own error: the shard applied the command and refused it,
+// the same on every replica. The numbers go over the wire: never reorder.
+type Code uint8
+
+const (
+	CodeNone          Code = iota
+	CodeNotInteger         // the value is no 64-bit integer
+	CodeOverflow           // the sum would not fit 64 bits
+	CodeNotFloat           // the value is no float
+	CodeNaN                // the sum would be NaN or Inf
+	CodeTooLarge           // key or value over the limit; Int is the limit in bytes
+	CodeWrongShard         // this shard does not own the slot
+	CodeConflict           // a record's revision differs; Int is the present one
+	CodeUninitialized      // the shard has no identity yet
+	CodeBadCommand         // malformed: wrong number of keys or values
+)
+
+// Result is the answer to one command.
+type Result struct {
+	Kind  Kind
+	Code  Code
+	Int   int64
+	Bytes []byte
+	Array []Result
+}
+
+// Nil, OK, Int, Bytes and Err build results.
+func Nil() Result             { return Result{Kind: KindNil} }
+func OK() Result              { return Result{Kind: KindOK} }
+func Int(n int64) Result      { return Result{Kind: KindInt, Int: n} }
+func Bytes(b []byte) Result   { return Result{Kind: KindBytes, Bytes: b} }
+func Err(c Code) Result       { return Result{Kind: KindError, Code: c} }
+func Array(r []Result) Result { return Result{Kind: KindArray, Array: r} }
+
+// IsRead says whether the command changes nothing.
+func (op Op) IsRead() bool { return op == OpNoop || (op >= OpGet && op <= OpTTL) }

@@ -1,0 +1,99 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// A stream carries a whole state file:
+//
+//	1 (version), size of the file (8), the file, CRC-32C of the file (4)
+const (
+	streamVersion = 1
+	streamHead    = 1 + 8
+	streamTail    = 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Snapshot notes where the state machine stands. A snapshot in raft's sense is
+// metadata: the state is in its file already, and OpenStream sends that.
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
+	return &snapshot{f: f, index: f.Applied()}, nil
+}
+
+type snapshot struct {
+	f     *FSM
+	index uint64
+}
+
+// Persist returns nil once the state is durable up to the snapshot's index, and
+// only then may raft forget the log below it. It writes nothing to the sink and
+// leaves closing it to raft.
+func (s *snapshot) Persist(raft.SnapshotSink) error {
+	if err := s.f.Flush(); err != nil {
+		return fmt.Errorf("persist snapshot: %w", err)
+	}
+	if got := s.f.DurableIndex(); got < s.index {
+		return fmt.Errorf("persist snapshot: state is durable up to index %d, not %d", got, s.index)
+	}
+	return nil
+}
+
+// Release has nothing to let go of.
+func (s *snapshot) Release() {}
+
+// OpenStream opens the present state as a stream for another replica's Restore.
+// size is exact. index is what the stream's file was applied up to: at or above
+// the durable index before the call. The caller closes r, however far it read.
+func (f *FSM) OpenStream() (size int64, index uint64, r io.ReadCloser, err error) {
+	v, err := f.View()
+	if err != nil {
+		return 0, 0, nil, fmt.Errorf("open state stream: %w", err)
+	}
+	pr, pw := io.Pipe()
+	s := &stream{PipeReader: pr, view: v, ended: make(chan struct{})}
+	go s.run(pw)
+	return streamHead + v.tx.Size() + streamTail, v.head.applied, s, nil
+}
+
+// stream is the reading end; run, in its own goroutine, is the writing one.
+type stream struct {
+	*io.PipeReader
+	view  *View
+	ended chan struct{}
+	once  sync.Once
+}
+
+func (s *stream) run(w *io.PipeWriter) {
+	defer close(s.ended)
+	head := [streamHead]byte{streamVersion}
+	binary.BigEndian.PutUint64(head[1:], uint64(s.view.tx.Size()))
+	_, err := w.Write(head[:])
+	if err == nil {
+		sum := crc32.New(castagnoli)
+		if _, err = s.view.tx.WriteTo(io.MultiWriter(w, sum)); err == nil {
+			_, err = w.Write(binary.BigEndian.AppendUint32(nil, sum.Sum32()))
+		}
+	}
+	if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		err = fmt.Errorf("stream state: %w", err)
+	}
+	_ = w.CloseWithError(err) // documented never to fail
+}
+
+// Close ends the stream and waits for its goroutine.
+func (s *stream) Close() error {
+	s.once.Do(func() {
+		_ = s.PipeReader.Close() // documented never to fail; it ends run's next write
+		<-s.ended
+		s.view.Close()
+	})
+	return nil
+}

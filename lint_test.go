@@ -1,0 +1,158 @@
+// Package abacus_test holds what must be true of the source as a whole. See
+// docs/architecture.md for the picture that the import rules keep.
+package abacus_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/abacusdb/abacus/"
+
+// rule says what a folder may import, and why nothing else.
+type rule struct {
+	// folder is a path in this module; it also covers what is below it, unless that has a rule.
+	folder string
+	// ours and theirs are what it may import, from this module and from outside
+	// (the standard library is always allowed). "*" allows anything.
+	ours, theirs []string
+	why          string
+}
+
+var rules = []rule{
+	{"fsm/command", nil, nil, "a client shares the command format; it must not draw in Raft, storage or sockets"},
+	{"sharding", nil, nil, "decisions only: what could touch a file or a socket could not be tested as a table"},
+	{"transport", nil, nil, "everything above it must be able to run on the in-memory twin"},
+	{"transport/resp", nil, nil, "a parser of bytes from strangers is read and fuzzed by itself"},
+	{"transport/transporttest", []string{"transport"}, nil, "the in-memory twin of transport and nothing more"},
+	{"compute/job", nil, nil, "a client knows jobs without knowing how they are computed"},
+	{"fsm", []string{"fsm/command"}, []string{"github.com/hashicorp/raft", "go.etcd.io/bbolt"},
+		"apply depends on nothing but entries and its own file, or replicas diverge"},
+	{"store", []string{"fsm", "fsm/command", "transport"},
+		[]string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2", "go.etcd.io/bbolt", "github.com/hashicorp/go-hclog", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-metrics/compat"},
+		"a replica knows its own group; what shards and jobs are is decided above it"},
+	{"compute", []string{"compute/job", "sharding", "transport"}, []string{"github.com/tidwall/gjson"},
+		"jobs run on views that node hands in: no Raft and no storage, so that they are tested on a map"},
+	{"client", []string{"compute/job", "sharding", "fsm/command", "transport", "transport/resp"}, []string{"golang.org/x/sync/semaphore"},
+		"users link the client: no Raft, no bbolt, no dependency to argue with"},
+	{"client/clienttest", []string{"client", "compute/job", "sharding", "transport/resp"}, nil, "a server for the client's tests, which no program links"},
+	{"node/front", []string{"fsm/command", "sharding", "transport", "transport/resp", "compute/job"}, []string{"golang.org/x/sync/semaphore"},
+		"the RESP front end works on an interface, so that it is tested without a cluster"},
+	{"node", []string{"fsm", "fsm/command", "store", "sharding", "transport", "transport/resp", "compute", "compute/job", "node/front", "client"}, []string{"*"},
+		"the one place that knows both Raft and compute"},
+	{"bench", []string{"client", "compute/job", "sharding"}, []string{"github.com/HdrHistogram/hdrhistogram-go"}, "a load program sees what a client sees"},
+	{"chaos", []string{"chaos/proc", "chaos/load", "client", "compute/job", "sharding", "transport/resp"}, nil,
+		"it works on real processes from outside; what it could reach inside it would come to trust"},
+	{"cmd/abacusd", []string{"node"}, []string{"*"}, "flags to configuration, and nothing else"},
+	{"cmd/abacus", []string{"client", "bench", "compute/job", "sharding", "transport/resp", "chaos/proc", "chaos/load"}, []string{"*"},
+		"the command line is a client: what it does, a user's program can do"},
+}
+
+// restricted outside packages: only these folders may import them, whatever the rules above allow.
+var restricted = map[string]struct {
+	only []string
+	why  string
+}{
+	"github.com/hashicorp/raft":           {[]string{"fsm", "store"}, "one place starts Raft; fsm needs its Log and FSM types"},
+	"github.com/hashicorp/raft-boltdb/v2": {[]string{"store"}, "the log's choice is the replica's"},
+	"go.etcd.io/bbolt":                    {[]string{"fsm", "store"}, "state is reached through views"},
+	"github.com/redis/go-redis/v9":        {nil, "others' clients are for tests: they show that ours is not needed"},
+	"github.com/redis/rueidis":            {nil, "others' clients are for tests: they show that ours is not needed"},
+}
+
+type pkg struct {
+	ImportPath, Doc, Name string
+	Imports               []string
+}
+
+// TestImports shows that arrows between packages go the way that
+// docs/architecture.md draws them, and fails with the reason of the rule.
+func TestImports(t *testing.T) {
+	for _, p := range list(t) {
+		folder := strings.TrimPrefix(p.ImportPath, module)
+		r, ok := ruleFor(folder)
+		if !ok {
+			t.Errorf("%s has no import rule: add one to lint_test.go, with its reason", folder)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if ours, ok := strings.CutPrefix(imp, module); ok {
+				if ours != folder && !slices.Contains(r.ours, ours) {
+					t.Errorf("%s must not import %s: %s", folder, ours, r.why)
+				}
+				continue
+			}
+			if first, _, _ := strings.Cut(imp, "/"); !strings.Contains(first, ".") {
+				continue // the standard library
+			}
+			if !slices.Contains(r.theirs, "*") && !slices.Contains(r.theirs, imp) {
+				t.Errorf("%s must not import %s: %s", folder, imp, r.why)
+			}
+			if x, ok := restricted[imp]; ok && !slices.Contains(x.only, folder) {
+				t.Errorf("%s must not import %s: %s", folder, imp, x.why)
+			}
+		}
+	}
+}
+
+// TestPackageComments shows that every package says what it is.
+func TestPackageComments(t *testing.T) {
+	for _, p := range list(t) {
+		want := "Package " + p.Name + " "
+		if p.Name == "main" {
+			want = "Command " + path.Base(p.ImportPath) + " "
+		}
+		if !strings.HasPrefix(p.Doc, want) {
+			t.Errorf("%s: its comment must begin with %q, it is %q", p.ImportPath, want, p.Doc)
+		}
+	}
+}
+
+func ruleFor(folder string) (best rule, ok bool) {
+	for _, r := range rules {
+		if (folder == r.folder || strings.HasPrefix(folder, r.folder+"/")) && len(r.folder) >= len(best.folder) {
+			best, ok = r, true
+		}
+	}
+	return best, ok
+}
+
+// list returns the packages of this module that have more than tests.
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Name,Imports,GoFiles", "./...")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		t.Fatalf("list the packages: %v", err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			pkg
+			GoFiles []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("list the packages: %v", err)
+		}
+		if len(p.GoFiles) > 0 {
+			pkgs = append(pkgs, p.pkg)
+		}
+	}
+	if len(pkgs) < 10 {
+		t.Fatalf("only %d packages are listed", len(pkgs))
+	}
+	return pkgs
+}

@@ -1,0 +1,127 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/node/front"
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// backend is the node as the RESP front end sees it.
+type backend struct{ n *Node }
+
+var _ front.Backend = backend{}
+
+func (n *Node) frontConfig(mode front.Mode) front.Config {
+	return front.Config{
+		Mode:            mode,
+		Limits:          command.DefaultLimits(),
+		MaxCommandBytes: n.cfg.MaxCommandBytes,
+		MaxClients:      n.cfg.MaxClients,
+		CommandTimeout:  n.cfg.CommandTimeout,
+		Log:             n.log,
+	}
+}
+
+func (b backend) Exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) ([]command.Result, error) {
+	return b.n.Exec(ctx, shard, cmds)
+}
+
+func (b backend) Router() *sharding.Router { return b.n.Router() }
+
+func (b backend) Leaders() front.Leaders {
+	m := b.n.Router().Map()
+	l := front.Leaders{Self: b.n.cfg.ID, Of: make(map[sharding.ShardID]sharding.NodeID, len(m.Shards)), Down: map[sharding.NodeID]bool{}}
+	for _, sh := range m.Shards {
+		l.Of[sh.ID] = b.n.leaderOf(sh.ID)
+	}
+	for _, nd := range m.Nodes {
+		if nd.ID == b.n.cfg.ID {
+			continue
+		}
+		if _, alive := b.n.peers.get(nd.ID); !alive {
+			l.Down[nd.ID] = true
+		}
+	}
+	return l
+}
+
+func (b backend) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
+	return b.n.AwaitLeader(ctx, shard)
+}
+
+func (b backend) ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string) (keys [][]byte, next uint64, err error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "page", Cursor: cursor, Count: count, Match: []byte(match)})
+	return a.Keys, a.Next, err
+}
+
+func (b backend) Size(ctx context.Context, shard sharding.ShardID) (int64, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "size"})
+	return a.N, err
+}
+
+func (b backend) SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot) (int64, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "slot", Slot: slot})
+	return a.N, err
+}
+
+func (b backend) RandomKey(ctx context.Context, shard sharding.ShardID) ([]byte, bool, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "random"})
+	if err != nil || len(a.Keys) == 0 {
+		return nil, false, err
+	}
+	return a.Keys[0], true, nil
+}
+
+func (b backend) SubmitJob(ctx context.Context, spec []byte) (string, error) {
+	parsed, err := job.ParseSpec(spec)
+	if err != nil {
+		return "", err
+	}
+	return b.n.jobs.Submit(ctx, parsed)
+}
+
+func (b backend) JobStatus(ctx context.Context, id string) ([]byte, error) {
+	rec, err := b.n.jobs.Status(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(rec)
+}
+
+func (b backend) JobResult(ctx context.Context, id string, wait time.Duration) ([]byte, error) {
+	rec, err := b.n.jobs.Result(ctx, id, wait)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(rec)
+}
+
+func (b backend) CancelJob(ctx context.Context, id string) error { return b.n.jobs.Cancel(ctx, id) }
+
+func (b backend) ListJobs(ctx context.Context) ([]byte, error) {
+	list, err := b.n.jobs.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(list)
+}
+
+func (b backend) StatusJSON(ctx context.Context) ([]byte, error) { return b.n.StatusJSON(ctx) }
+
+func (b backend) Info() front.Info {
+	m := b.n.Router().Map()
+	info := front.Info{Version: b.n.cfg.Version, NodeID: b.n.cfg.ID, ClusterID: m.ClusterID, Uptime: b.n.uptime(), Replicas: m.ReplicasWanted, Counters: map[string]int64{}}
+	for _, r := range b.n.status().Replicas {
+		if r.Leads {
+			info.Records += r.Records
+			info.Counters["shards_led"]++
+		}
+		info.Counters["replicas"]++
+	}
+	return info
+}

@@ -1,0 +1,184 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// Config says who a node is, where it keeps its data and where it listens.
+// Nothing can be changed after Open.
+type Config struct {
+	// ID is the node's name for life: 1-64 letters, digits, '-', '_' or '.'.
+	ID sharding.NodeID
+	// DataDir holds everything the node must not lose. Created if missing.
+	DataDir string
+
+	// Listen addresses (host:port). Loopback unless Insecure is set: until TLS
+	// exists, whoever reaches a port owns the data.
+	ClientAddr, ClusterAddr, PeerAddr, HTTPAddr string
+	// Advertised addresses, for when others reach this node under another name.
+	// Empty: the listen address.
+	Advertise sharding.Addrs
+	// Insecure allows addresses other than loopback.
+	Insecure bool
+
+	// Bootstrap makes this node the first of a new cluster of Shards shards.
+	// Ignored once the data directory belongs to a cluster.
+	Bootstrap bool
+	// Shards is how many Raft groups a new cluster has, 1-256 (default 8).
+	Shards int
+	// Replicas is how many copies of each shard a new cluster keeps once it has
+	// nodes enough, 1-9 (default 3). Odd numbers survive most for what they cost.
+	Replicas int
+	// Join lists peer addresses of members, any of which lets this node in.
+	// Ignored once the data directory belongs to a cluster.
+	Join []string
+
+	// CommandTimeout bounds the time to answer one client command (default 3s).
+	// A write that has no answer by then is reported as UNCERTAIN.
+	CommandTimeout time.Duration
+	// MaxClients bounds the open connections of each RESP port (default 10,000).
+	MaxClients int
+	// MaxCommandBytes bounds one client command (default 64 MiB).
+	MaxCommandBytes int
+	// StopTimeout bounds a graceful stop (default 10s).
+	StopTimeout time.Duration
+
+	// Version is what the binary says it is.
+	Version string
+	Log     *slog.Logger
+}
+
+// DefaultConfig returns what abacusd runs with when nothing is said.
+func DefaultConfig() Config {
+	return Config{
+		ID:              "n1",
+		DataDir:         "./abacus-data",
+		ClientAddr:      "127.0.0.1:7401",
+		ClusterAddr:     "127.0.0.1:7701",
+		PeerAddr:        "127.0.0.1:7501",
+		HTTPAddr:        "127.0.0.1:7601",
+		Shards:          8,
+		Replicas:        3,
+		CommandTimeout:  3 * time.Second,
+		MaxClients:      10_000,
+		MaxCommandBytes: 64 << 20,
+		StopTimeout:     10 * time.Second,
+		Version:         "dev",
+	}
+}
+
+// Validate reports every fault at once, so that one edit mends them all.
+func (c *Config) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if err := sharding.CheckNodeID(c.ID); err != nil {
+		fault("--id: %w", err)
+	}
+	if c.DataDir == "" {
+		fault("--data-dir is empty: name a directory for this node's data")
+	}
+	seen := map[string]string{}
+	for _, a := range []struct{ flag, addr, advertise string }{
+		{"--client-addr", c.ClientAddr, c.Advertise.Client}, {"--cluster-addr", c.ClusterAddr, c.Advertise.Cluster},
+		{"--peer-addr", c.PeerAddr, c.Advertise.Peer}, {"--http-addr", c.HTTPAddr, c.Advertise.HTTP},
+	} {
+		host, port, err := net.SplitHostPort(a.addr)
+		if err != nil {
+			fault("%s %q: want host:port", a.flag, a.addr)
+			continue
+		}
+		if other := seen[a.addr]; other != "" && port != "0" {
+			fault("%s and %s are both %s: each needs a port of its own", other, a.flag, a.addr)
+		}
+		seen[a.addr] = a.flag
+		if ip := net.ParseIP(host); (host == "" || ip != nil && ip.IsUnspecified()) && a.advertise == "" {
+			fault("%s %s listens on every address, which others cannot dial: name the one to tell them with --advertise-%s HOST:PORT", a.flag, a.addr, strings.TrimPrefix(a.flag, "--"))
+		}
+		if !c.Insecure && !isLoopback(host) {
+			fault("%s %s is not a loopback address: anyone who reaches it could read and change everything, for there is no TLS yet; use a loopback address, or --insecure on a network that you trust", a.flag, a.addr)
+		}
+	}
+	for _, a := range []struct{ flag, addr string }{
+		{"--advertise-client-addr", c.Advertise.Client}, {"--advertise-cluster-addr", c.Advertise.Cluster},
+		{"--advertise-peer-addr", c.Advertise.Peer}, {"--advertise-http-addr", c.Advertise.HTTP},
+	} {
+		if a.addr == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			fault("%s %q: want host:port", a.flag, a.addr)
+		}
+	}
+	if c.Bootstrap && len(c.Join) > 0 {
+		fault("--bootstrap and --join exclude each other: the first node of a cluster bootstraps, the others join it")
+	}
+	if c.Shards < 1 || c.Shards > 256 {
+		fault("--shards %d: want 1 to 256", c.Shards)
+	}
+	if c.Replicas < 1 || c.Replicas > 9 {
+		fault("--replicas %d: want 1 to 9", c.Replicas)
+	}
+	for _, j := range c.Join {
+		if _, _, err := net.SplitHostPort(j); err != nil {
+			fault("--join %q: want host:port of a member's peer address", j)
+		}
+	}
+	if c.CommandTimeout < 10*time.Millisecond || c.CommandTimeout > 5*time.Minute {
+		fault("--command-timeout %s: want 10ms to 5m", c.CommandTimeout)
+	}
+	if c.MaxClients < 1 {
+		fault("--max-clients %d: want at least 1", c.MaxClients)
+	}
+	if c.MaxCommandBytes < 2<<20 || c.MaxCommandBytes > 64<<20 { // it must fit a log entry and a frame between nodes
+		fault("--max-command-bytes %d: want 2 MiB to 64 MiB (2097152 to 67108864)", c.MaxCommandBytes)
+	}
+	if c.StopTimeout < 100*time.Millisecond || c.StopTimeout > 10*time.Minute {
+		fault("--stop-timeout %s: want 100ms to 10m", c.StopTimeout)
+	}
+	return errors.Join(faults...)
+}
+
+// isLoopback says whether host can only be reached from this machine.
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// listenAddrs in the order: peer, client, cluster, HTTP.
+func (c *Config) listenAddrs() []string {
+	return []string{c.PeerAddr, c.ClientAddr, c.ClusterAddr, c.HTTPAddr}
+}
+
+// advertised are the addresses that others are told, given those listened on
+// (which differ from the configured ones where a port is 0).
+func (c *Config) advertised(listening []net.Listener) sharding.Addrs {
+	said := []string{c.Advertise.Peer, c.Advertise.Client, c.Advertise.Cluster, c.Advertise.HTTP}
+	for i, l := range listening {
+		if said[i] == "" {
+			said[i] = l.Addr().String()
+		}
+	}
+	return sharding.Addrs{Peer: said[0], Client: said[1], Cluster: said[2], HTTP: said[3]}
+}
+
+// httpHosts are the Host header values (without port) that the HTTP port answers to.
+func (c *Config) httpHosts(self sharding.Addrs) []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	for _, a := range []string{c.HTTPAddr, self.HTTP} {
+		if h, _, err := net.SplitHostPort(a); err == nil && !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
+}

@@ -1,0 +1,89 @@
+package front
+
+import (
+	"context"
+	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// Backend is the node as the front end sees it. All methods may be called
+// concurrently and return when ctx ends, which it always does.
+type Backend interface {
+	// Exec runs commands of one shard in order, wherever its leader is, and
+	// returns one result per command. Errors are transport errors;
+	// transport.Certain ones say that nothing was done. cmds and the bytes they
+	// point to are the caller's again as soon as Exec returns: Exec must not keep
+	// them.
+	Exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) ([]command.Result, error)
+	// Router is the present shard map; immutable, replaced whole.
+	Router() *sharding.Router
+	// Leaders says who leads what, as far as this node knows; immutable, replaced whole.
+	Leaders() Leaders
+	// AwaitLeader waits until a leader of the shard is known, and says whether one is.
+	AwaitLeader(ctx context.Context, shard sharding.ShardID) bool
+
+	// ScanPage returns about count keys of a shard that match (a glob; empty
+	// matches all) after cursor, and the next cursor, 0 at the shard's end. A
+	// cursor's upper bits (>> 48) are the slot it has got to; 0 is the start.
+	ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string) (keys [][]byte, next uint64, err error)
+	// Size counts the keys of a shard.
+	Size(ctx context.Context, shard sharding.ShardID) (int64, error)
+	// SlotKeys counts the keys of a slot of a shard.
+	SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot) (int64, error)
+	// RandomKey returns some key of a shard, false if it has none.
+	RandomKey(ctx context.Context, shard sharding.ShardID) ([]byte, bool, error)
+
+	// SubmitJob queues the job of a JSON spec and returns its id. A spec that is
+	// wrong is a *job.SpecError or transport.CodeBadRequest, too many jobs are
+	// transport.CodeBusy.
+	SubmitJob(ctx context.Context, spec []byte) (id string, err error)
+	// JobStatus returns a job's record as JSON; no such job is transport.CodeNotFound.
+	JobStatus(ctx context.Context, id string) ([]byte, error)
+	// JobResult is JobStatus after the job's end, or as it stands after wait.
+	JobResult(ctx context.Context, id string, wait time.Duration) ([]byte, error)
+	CancelJob(ctx context.Context, id string) error
+	// ListJobs returns a JSON array of records.
+	ListJobs(ctx context.Context) ([]byte, error)
+
+	// StatusJSON is the cluster's state, the same document as GET /v1/status.
+	StatusJSON(ctx context.Context) ([]byte, error)
+	Info() Info
+}
+
+// Leaders is a routing hint: who leads each shard. It may be out of date, and
+// nothing but an extra hop depends on it.
+type Leaders struct {
+	Self sharding.NodeID
+	// Of has no entry (or "") for a shard whose leader is not known.
+	Of map[sharding.ShardID]sharding.NodeID
+	// Down are the nodes that do not answer this one; they are shown as failed.
+	Down map[sharding.NodeID]bool
+}
+
+// Leads says whether this node leads the shard.
+func (l Leaders) Leads(s sharding.ShardID) bool { return l.Self != "" && l.Of[s] == l.Self }
+
+// Info is what INFO shows of the node.
+type Info struct {
+	Version   string // our own
+	NodeID    sharding.NodeID
+	ClusterID string
+	Uptime    time.Duration
+	Replicas  int   // replicas wanted per shard
+	Records   int64 // keys in the shards led here, as last known
+	// Counters are shown under "# Abacus", sorted by name.
+	Counters map[string]int64
+}
+
+// Mode is what a port is for.
+type Mode int
+
+const (
+	// ModeForward serves any client for the whole cluster.
+	ModeForward Mode = iota
+	// ModeCluster serves cluster-aware clients for what this node leads, and
+	// tells them MOVED for the rest.
+	ModeCluster
+)

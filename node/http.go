@@ -1,0 +1,367 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/transport"
+)
+
+// httpServer serves health, metrics, status, keys and jobs. It answers only to
+// Host names of its own, and only to pages from there: otherwise any web page
+// that a user of this machine visits could reach the database through the
+// user's browser.
+type httpServer struct {
+	n     *Node
+	srv   *http.Server
+	hosts []string
+}
+
+func newHTTPServer(n *Node) *httpServer {
+	h := &httpServer{n: n, hosts: n.cfg.httpHosts(n.addrs)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", h.livez)
+	mux.HandleFunc("GET /readyz", h.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	mux.HandleFunc("GET /v1/status", h.status)
+	mux.HandleFunc("GET /v1/jobs", h.listJobs)
+	mux.HandleFunc("POST /v1/jobs", h.submitJob)
+	mux.HandleFunc("GET /v1/jobs/{id}", h.jobStatus)
+	mux.HandleFunc("GET /v1/jobs/{id}/result", h.jobResult)
+	mux.HandleFunc("DELETE /v1/jobs/{id}", h.cancelJob)
+	h.srv = &http.Server{
+		Handler:           h.guard(h.keys(mux)),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		WriteTimeout:      2 * time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+	}
+	return h
+}
+
+func (h *httpServer) serve(l net.Listener) error {
+	if err := h.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return nil
+}
+
+func (h *httpServer) shutdown(ctx context.Context) error {
+	if err := h.srv.Shutdown(ctx); err != nil {
+		return h.srv.Close()
+	}
+	return nil
+}
+
+// guard refuses requests that name another host or come from another origin.
+func (h *httpServer) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !h.ours(r.Host) {
+			httpError(w, http.StatusForbidden, fmt.Errorf("host %q is not this node's: use one of %s", r.Host, strings.Join(h.hosts, ", ")))
+			return
+		}
+		if origin := r.Header.Get("Origin"); origin != "" {
+			if u, err := url.Parse(origin); err != nil || !h.ours(u.Host) {
+				httpError(w, http.StatusForbidden, fmt.Errorf("requests from pages of %s are refused", origin))
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+const keyPath = "/v1/kv/"
+
+// keys serves the paths of keys before the mux sees them: it would clean a//b to
+// a/b, which is another key.
+func (h *httpServer) keys(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case !strings.HasPrefix(r.URL.EscapedPath(), keyPath):
+			next.ServeHTTP(w, r)
+		case r.Method == http.MethodGet || r.Method == http.MethodHead:
+			h.get(w, r)
+		case r.Method == http.MethodPut:
+			h.put(w, r)
+		case r.Method == http.MethodDelete:
+			h.delete(w, r)
+		default:
+			w.Header().Set("Allow", "GET, HEAD, PUT, DELETE")
+			httpError(w, http.StatusMethodNotAllowed, fmt.Errorf("%s a key: want GET, PUT or DELETE", r.Method))
+		}
+	})
+}
+
+func (h *httpServer) ours(hostport string) bool {
+	host := hostport
+	if hn, _, err := net.SplitHostPort(hostport); err == nil {
+		host = hn
+	}
+	return slices.Contains(h.hosts, strings.Trim(host, "[]"))
+}
+
+func (h *httpServer) livez(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") }
+
+func (h *httpServer) readyz(w http.ResponseWriter, r *http.Request) {
+	if err := h.n.Ready(r.Context()); err != nil {
+		httpError(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	io.WriteString(w, "ok\n")
+}
+
+func (h *httpServer) status(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, h.n.clusterStatus())
+}
+
+// key is the slot, shard and name in the path; the name is percent-encoded, so
+// that it may hold any byte.
+func (h *httpServer) key(r *http.Request) (key []byte, slot sharding.Slot, shard sharding.ShardID, err error) {
+	escaped := strings.TrimPrefix(r.URL.EscapedPath(), keyPath)
+	name, err := url.PathUnescape(escaped)
+	if err != nil {
+		return nil, 0, 0, fmt.Errorf("key: %w", err)
+	}
+	slot, shard = h.n.Router().Locate([]byte(name))
+	return []byte(name), slot, shard, nil
+}
+
+// do runs commands on one key and writes the headers that every answer has.
+func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.Command) ([]command.Result, bool) {
+	key, slot, shard, err := h.key(r)
+	if err != nil {
+		httpError(w, http.StatusBadRequest, err)
+		return nil, false
+	}
+	for i := range cmds {
+		cmds[i].Keys, cmds[i].Slot = [][]byte{key}, slot
+		if err := cmds[i].Validate(command.DefaultLimits()); err != nil {
+			var limit *command.LimitError
+			if errors.As(err, &limit) && limit.Size > limit.Max {
+				httpError(w, http.StatusRequestEntityTooLarge, err)
+			} else {
+				httpError(w, http.StatusBadRequest, err)
+			}
+			return nil, false
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), h.n.cfg.CommandTimeout)
+	defer cancel()
+	results, index, err := h.n.exec(ctx, shard, cmds)
+	if err != nil {
+		h.fail(w, err)
+		return nil, false
+	}
+	for _, res := range results {
+		if res.Kind == command.KindError {
+			httpError(w, http.StatusConflict, errors.New(res.Code.String()))
+			return nil, false
+		}
+	}
+	w.Header().Set("Abacus-Shard", strconv.FormatUint(uint64(shard), 10))
+	w.Header().Set("Abacus-Index", strconv.FormatUint(index, 10))
+	return results, true
+}
+
+func (h *httpServer) get(w http.ResponseWriter, r *http.Request) {
+	results, ok := h.do(w, r, command.Command{Op: command.OpGet}, command.Command{Op: command.OpTTL})
+	if !ok {
+		return
+	}
+	if results[0].Kind == command.KindNil {
+		httpError(w, http.StatusNotFound, errors.New("no such key"))
+		return
+	}
+	if ttl := results[1].Int; ttl >= 0 {
+		w.Header().Set("Abacus-TTL-Ms", strconv.FormatInt(ttl, 10))
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Write(results[0].Bytes)
+}
+
+// put stores the body. ?ttl=10s or the header Abacus-TTL-Ms, as get writes it, let
+// the key end; If-None-Match: * stores only where there is no key.
+func (h *httpServer) put(w http.ResponseWriter, r *http.Request) {
+	limit := int64(command.DefaultLimits().MaxValue)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("value over the limit of %d bytes", limit))
+		} else {
+			httpError(w, http.StatusBadRequest, fmt.Errorf("read body: %w", err))
+		}
+		return
+	}
+	cmd := command.Command{Op: command.OpSet, Values: [][]byte{body}}
+	if s := r.URL.Query().Get("ttl"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < time.Millisecond {
+			httpError(w, http.StatusBadRequest, fmt.Errorf("ttl %q: want a duration of at least 1ms, such as 10s", s))
+			return
+		}
+		cmd.TTL = d.Milliseconds()
+	} else if s := r.Header.Get("Abacus-TTL-Ms"); s != "" {
+		ms, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || ms < 1 {
+			httpError(w, http.StatusBadRequest, fmt.Errorf("Abacus-TTL-Ms %q: want milliseconds, at least 1", s))
+			return
+		}
+		cmd.TTL = ms
+	}
+	if r.Header.Get("If-None-Match") == "*" {
+		cmd.Flags |= command.FlagIfAbsent
+	}
+	results, ok := h.do(w, r, cmd)
+	if !ok {
+		return
+	}
+	if results[0].Kind == command.KindNil {
+		httpError(w, http.StatusPreconditionFailed, errors.New("the key exists"))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (h *httpServer) delete(w http.ResponseWriter, r *http.Request) {
+	results, ok := h.do(w, r, command.Command{Op: command.OpDel})
+	if !ok {
+		return
+	}
+	if results[0].Int == 0 {
+		httpError(w, http.StatusNotFound, errors.New("no such key"))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// jobTimeout bounds the calls about jobs, which do not wait for one to end.
+func (h *httpServer) jobTimeout(r *http.Request) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(r.Context(), h.n.cfg.CommandTimeout)
+}
+
+func (h *httpServer) submitJob(w http.ResponseWriter, r *http.Request) {
+	spec, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+	if err != nil {
+		httpError(w, http.StatusRequestEntityTooLarge, errors.New("job spec over 64 KiB"))
+		return
+	}
+	ctx, cancel := h.jobTimeout(r)
+	defer cancel()
+	b := backend{h.n}
+	id, err := b.SubmitJob(ctx, spec)
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	w.Header().Set("Location", "/v1/jobs/"+id)
+	writeJSON(w, http.StatusAccepted, map[string]string{"id": id})
+}
+
+func (h *httpServer) jobStatus(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := h.jobTimeout(r)
+	defer cancel()
+	h.raw(w)(backend{h.n}.JobStatus(ctx, r.PathValue("id")))
+}
+
+// jobResult waits for the job's end, at most ?wait= (default 30s, at most 1m).
+func (h *httpServer) jobResult(w http.ResponseWriter, r *http.Request) {
+	wait := 30 * time.Second
+	if s := r.URL.Query().Get("wait"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 {
+			httpError(w, http.StatusBadRequest, fmt.Errorf("wait %q: want a duration such as 10s", s))
+			return
+		}
+		wait = min(d, time.Minute)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait+h.n.cfg.CommandTimeout)
+	defer cancel()
+	h.raw(w)(backend{h.n}.JobResult(ctx, r.PathValue("id"), wait))
+}
+
+func (h *httpServer) cancelJob(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := h.jobTimeout(r)
+	defer cancel()
+	if err := (backend{h.n}).CancelJob(ctx, r.PathValue("id")); err != nil {
+		h.fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (h *httpServer) listJobs(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := h.jobTimeout(r)
+	defer cancel()
+	h.raw(w)(backend{h.n}.ListJobs(ctx))
+}
+
+// raw writes JSON that is made already.
+func (h *httpServer) raw(w http.ResponseWriter) func([]byte, error) {
+	return func(doc []byte, err error) {
+		if err != nil {
+			h.fail(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(doc)
+	}
+}
+
+// fail turns an error of the cluster into a status that says whether trying again is safe.
+func (h *httpServer) fail(w http.ResponseWriter, err error) {
+	var spec *job.SpecError
+	if errors.As(err, &spec) {
+		httpError(w, http.StatusBadRequest, err)
+		return
+	}
+	switch transport.CodeOf(err) {
+	case transport.CodeBadRequest:
+		httpError(w, http.StatusBadRequest, err)
+	case transport.CodeNotFound:
+		httpError(w, http.StatusNotFound, err)
+	case transport.CodeConflict, transport.CodeRefused:
+		httpError(w, http.StatusConflict, err)
+	case transport.CodeTooLarge:
+		httpError(w, http.StatusRequestEntityTooLarge, err)
+	default:
+		if transport.Certain(err) {
+			w.Header().Set("Retry-After", "1")
+			httpError(w, http.StatusServiceUnavailable, err)
+			return
+		}
+		httpError(w, http.StatusGatewayTimeout, fmt.Errorf("uncertain, it may or may not have been done: %w", err))
+	}
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	w.Write(append(raw, '\n'))
+}
+
+func httpError(w http.ResponseWriter, code int, err error) {
+	writeJSON(w, code, map[string]string{"error": err.Error()})
+}

@@ -1,0 +1,233 @@
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// The data directory:
+//
+//	LOCK            held while a process uses the directory
+//	ident.json      who this node is (ident)
+//	map             the newest shard map seen, a cache
+//	shard-N/ID/     one replica: raft.db, snapshots, state
+//
+// ident.json is the commit point of bootstrap and join: before it names a
+// cluster, nothing else in the directory counts.
+
+// ident is what a node must remember to be the same node after a restart.
+type ident struct {
+	Version int             `json:"version"`
+	NodeID  sharding.NodeID `json:"node_id"`
+	// Instance names this directory; see sharding.Node.
+	Instance string `json:"instance"`
+	// ClusterID is empty until the node has been let in.
+	ClusterID string `json:"cluster_id"`
+	// Founding is true from the start of a bootstrap until its shards have their
+	// first entries. Only then may a replica without state make itself a voter:
+	// later that would be a replica that forgot what it acknowledged.
+	Founding bool `json:"founding,omitempty"`
+	// Replicas are the replicas whose directory was made here. One that is
+	// listed and gone was lost, and must not vote again under its id.
+	Replicas []string `json:"replicas"` // "shard-0/n1.1"
+}
+
+const identVersion = 1
+
+// dataDir is a locked data directory.
+type dataDir struct {
+	path string
+	lock *os.File
+
+	mu sync.Mutex // guards id and its file
+	id ident
+}
+
+// openDataDir locks the directory, making it if there is none, and reads who
+// lives there. id is the configured node id.
+func openDataDir(path string, id sharding.NodeID) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o750); err != nil {
+		return nil, fmt.Errorf("data directory %s: %w; choose another --data-dir or mend its permissions", path, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(path, "LOCK"), os.O_CREATE|os.O_RDWR, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("data directory %s: %w; choose another --data-dir or mend its permissions", path, err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data directory %s is in use by another abacusd: stop that one, or choose another --data-dir", path)
+		}
+		return nil, fmt.Errorf("lock data directory %s: %w", path, err)
+	}
+	d := &dataDir{path: path, lock: lock}
+	if err := d.load(id); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// isMember says whether there is a node's identity in the directory.
+func isMember(path string) bool {
+	_, err := os.Stat(filepath.Join(path, "ident.json"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+func (d *dataDir) load(id sharding.NodeID) error {
+	raw, err := os.ReadFile(d.file("ident.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		if left, _ := filepath.Glob(d.file("shard-*")); len(left) > 0 {
+			return fmt.Errorf("data directory %s has shards but no ident.json: it was damaged; restore the file or start with an empty directory under a new --id", d.path)
+		}
+		return d.update(func(i *ident) { *i = ident{Version: identVersion, NodeID: id, Instance: randomID()} })
+	}
+	if err != nil {
+		return fmt.Errorf("read node identity: %w", err)
+	}
+	if err := json.Unmarshal(raw, &d.id); err != nil {
+		return fmt.Errorf("node identity %s is damaged: %w", d.file("ident.json"), err)
+	}
+	if d.id.Version != identVersion {
+		return fmt.Errorf("node identity %s has format %d, this abacusd knows %d: use the version that wrote it", d.file("ident.json"), d.id.Version, identVersion)
+	}
+	if d.id.NodeID != id {
+		return fmt.Errorf("data directory %s belongs to node %q, not %q: start it with --id %s, or choose another --data-dir", d.path, d.id.NodeID, id, d.id.NodeID)
+	}
+	for _, r := range d.id.Replicas {
+		_, err := os.Stat(d.file(r))
+		if errors.Is(err, fs.ErrNotExist) && !d.id.Founding {
+			return fmt.Errorf("data directory %s has lost replica %s: it must not vote again without its log; restore the directory, or start an empty one under a new --id", d.path, r)
+		}
+	}
+	return nil
+}
+
+// update changes ident.json so that a crash leaves the old or the new one.
+func (d *dataDir) update(change func(*ident)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next := d.id
+	change(&next)
+	if err := next.save(d.file("ident.json")); err != nil {
+		return err
+	}
+	d.id = next
+	return nil
+}
+
+// ident returns what is on disk.
+func (d *dataDir) ident() ident {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.id
+}
+
+func (i *ident) save(path string) error {
+	raw, err := json.MarshalIndent(i, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFileSynced(path, append(raw, '\n'))
+}
+
+// replicaDir returns the directory of a replica, made and remembered before it
+// holds anything.
+func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (string, error) {
+	dir := d.file(filepath.Join(fmt.Sprintf("shard-%d", shard), id))
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", fmt.Errorf("make replica directory: %w", err)
+	}
+	key := replicaKey(shard, id)
+	if slices.Contains(d.ident().Replicas, key) {
+		return dir, nil
+	}
+	for _, p := range []string{filepath.Dir(dir), d.path} {
+		if err := syncDir(p); err != nil {
+			return "", err
+		}
+	}
+	return dir, d.update(func(id *ident) { id.Replicas = append(slices.Clip(id.Replicas), key) })
+}
+
+// saveMap caches the shard map, so that the node finds its peers after all of
+// them were down.
+func (d *dataDir) saveMap(m sharding.Map) error { return writeFileSynced(d.file("map"), m.Encode()) }
+
+// loadMap returns the cached map.
+func (d *dataDir) loadMap() (sharding.Map, bool, error) {
+	raw, err := os.ReadFile(d.file("map"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return sharding.Map{}, false, nil
+	}
+	if err != nil {
+		return sharding.Map{}, false, fmt.Errorf("read cached shard map: %w", err)
+	}
+	m, err := sharding.DecodeMap(raw)
+	if err != nil {
+		return sharding.Map{}, false, fmt.Errorf("cached shard map %s: %w", d.file("map"), err)
+	}
+	return m, true, nil
+}
+
+func (d *dataDir) file(name string) string { return filepath.Join(d.path, name) }
+
+func (d *dataDir) close() error { return d.lock.Close() }
+
+// replicaKey is a replica's path below the data directory.
+func replicaKey(shard sharding.ShardID, id sharding.ReplicaID) string {
+	return fmt.Sprintf("shard-%d/%s", shard, id)
+}
+
+// writeFileSynced replaces a file: the bytes are on disk before the name is,
+// and the name before it returns.
+func writeFileSynced(path string, data []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o640)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory %s: %w", path, err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", path, err)
+	}
+	return nil
+}
+
+func randomID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,392 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
+)
+
+// metaShard also keeps the shard map and the job ledger.
+const metaShard sharding.ShardID = 0
+
+// mapRecord is the name of the shard map among shard 0's system records.
+const mapRecord = "map"
+
+const (
+	joinRetry   = 500 * time.Millisecond
+	joinTimeout = time.Minute
+	foundRetry  = 100 * time.Millisecond
+	// announceTimeout bounds one attempt to be let in or announced.
+	announceTimeout = 10 * time.Second
+)
+
+// joinRequest asks to be let in, or, from a node that is in, announces its addresses.
+type joinRequest struct {
+	Node      sharding.Node `json:"node"`
+	ClusterID string        `json:"cluster_id"`
+	// Boot names the asking process, to tell it from another one under its id.
+	Boot string `json:"boot"`
+	// Forwarded is set on the way to shard 0's leader, so that nobody forwards twice.
+	Forwarded bool `json:"forwarded,omitempty"`
+}
+
+// bootstrap makes the data directory the first of a new cluster.
+func (n *Node) bootstrap() error {
+	m, err := sharding.NewMap(randomID(), n.self(), n.cfg.Shards, n.cfg.Replicas)
+	if err != nil {
+		return err
+	}
+	if err := n.dir.saveMap(m); err != nil {
+		return err
+	}
+	if err := n.dir.update(func(id *ident) { id.ClusterID, id.Founding = m.ClusterID, true }); err != nil {
+		return err
+	}
+	n.log.Info("new cluster", "cluster", m.ClusterID, "shards", n.cfg.Shards, "replicas", n.cfg.Replicas)
+	n.router.Store(sharding.NewRouter(m))
+	return nil
+}
+
+// join asks the seeds, in turn, until one lets this node in.
+func (n *Node) join(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	for {
+		var last error
+		for _, seed := range n.cfg.Join {
+			m, err := n.askToJoin(ctx, seed)
+			if err == nil {
+				if err := n.dir.saveMap(m); err != nil {
+					return err
+				}
+				if err := n.dir.update(func(id *ident) { id.ClusterID = m.ClusterID }); err != nil {
+					return err
+				}
+				n.log.Info("joined", "cluster", m.ClusterID, "seed", seed)
+				n.router.Store(sharding.NewRouter(m))
+				return nil
+			}
+			switch transport.CodeOf(err) {
+			case transport.CodeRefused, transport.CodeWrongCluster:
+				return fmt.Errorf("%s does not let node %s in: %w", seed, n.cfg.ID, err)
+			}
+			last = err
+			n.log.Info("waiting to join", "seed", seed, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no member of a cluster at %v let node %s in within %s (last answer: %w); is --join the peer address of a running node?",
+				n.cfg.Join, n.cfg.ID, joinTimeout, last)
+		case <-time.After(joinRetry):
+		}
+	}
+}
+
+func (n *Node) askToJoin(ctx context.Context, addr string) (sharding.Map, error) {
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
+	req, err := encodeWire(joinRequest{Node: n.self(), ClusterID: n.dir.ident().ClusterID, Boot: n.boot})
+	if err != nil {
+		return sharding.Map{}, err
+	}
+	raw, err := n.transport.CallAddr(ctx, addr, transport.MethodJoin, req)
+	if err != nil {
+		return sharding.Map{}, err
+	}
+	return sharding.DecodeMap(raw)
+}
+
+// foreignFor is how long a node of another cluster must be the only one that
+// answers at our peers' addresses before this node gives up.
+const foreignFor = 5 * time.Second
+
+// runAnnounce tells a cluster that this node knows already where it is now. It
+// goes on until somebody has taken note: after all nodes were stopped the first
+// ones up must wait for a majority. It fails if the cluster says that another
+// process is this node, or if another cluster has taken the place of ours.
+func (n *Node) runAnnounce(ctx context.Context) error {
+	var foreign time.Time // since when only strangers answer
+	for warned := time.Now(); ; {
+		var stranger error
+		hope := false // that one of our own answers, now or later
+		var addrs []string
+		for _, m := range n.Router().Map().Nodes {
+			if m.ID != n.cfg.ID {
+				addrs = append(addrs, m.Addrs.Peer)
+			}
+		}
+		addrs = append(addrs, n.self().Addrs.Peer) // alone, or leading shard 0
+		for _, addr := range addrs {
+			m, err := n.askToJoin(ctx, addr)
+			if err == nil {
+				n.offerMap(m)
+				return nil
+			}
+			switch transport.CodeOf(err) {
+			case transport.CodeRefused:
+				return fmt.Errorf("the cluster refuses node %s: %w", n.cfg.ID, err)
+			case transport.CodeWrongCluster:
+				stranger = fmt.Errorf("%s: %w", addr, err)
+			default: // nobody there yet, or one of ours that knows no leader
+				hope = hope || addr != n.self().Addrs.Peer
+			}
+			if time.Since(warned) > 10*time.Second {
+				warned = time.Now()
+				n.log.Warn("not announced yet: waiting for a majority of shard 0", "asked", addr, "err", err)
+			}
+		}
+		switch {
+		case stranger == nil || hope:
+			foreign = time.Time{}
+		case foreign.IsZero():
+			foreign = time.Now()
+		case time.Since(foreign) > foreignFor:
+			return fmt.Errorf("data directory %s belongs to cluster %s, and where its nodes were is another one (%w): start it beside its own cluster, or with an empty --data-dir to join this one",
+				n.dir.path, n.dir.ident().ClusterID, stranger)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(joinRetry):
+		}
+	}
+}
+
+// handleJoin lets a node in if this node leads shard 0, else passes it on.
+func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, error) {
+	var req joinRequest
+	if err := decodeWire(raw, &req); err != nil {
+		return nil, transport.Errorf(transport.CodeBadRequest, "join: %v", err)
+	}
+	if err := sharding.CheckNodeID(req.Node.ID); err != nil || req.Node.Instance == "" {
+		return nil, transport.Errorf(transport.CodeRefused, "node %q, instance %q: %v", req.Node.ID, req.Node.Instance, err)
+	}
+	if have := n.Router().Map().ClusterID; req.ClusterID != "" && req.ClusterID != have {
+		return nil, transport.Errorf(transport.CodeRefused, "its data directory belongs to cluster %s, this is cluster %s: start it with an empty --data-dir to let it join here", req.ClusterID, have)
+	}
+	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Forwarded: true})
+	if err != nil {
+		return nil, err
+	}
+	var answer []byte
+	admit := func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
+		if st != nil {
+			answer, err = n.admit(ctx, st, req)
+			return err
+		}
+		if req.Forwarded {
+			return transport.Errorf(transport.CodeNotLeader, "%s", leader)
+		}
+		answer, err = n.transport.Call(ctx, leader, transport.LaneCall, transport.MethodJoin, forward)
+		return err
+	}
+	if req.Forwarded {
+		err = admit(ctx, n.leaderOf(metaShard), n.host.get(metaShard))
+		return answer, err
+	}
+	err = n.atLeader(ctx, metaShard, false, admit)
+	return answer, err
+}
+
+// admit changes the map so that the node is in it with its present addresses,
+// and returns the map.
+func (n *Node) admit(ctx context.Context, st *store.Store, req joinRequest) ([]byte, error) {
+	for {
+		m, rev, err := n.readMap(ctx, st)
+		if err != nil {
+			return nil, err
+		}
+		next, changed, err := n.decideJoin(ctx, m, req)
+		if err != nil {
+			return nil, err
+		}
+		if !changed {
+			return m.Encode(), nil
+		}
+		err = n.writeMap(ctx, st, m, next, rev)
+		if transport.CodeOf(err) == transport.CodeConflict {
+			continue // somebody else changed the map: decide anew on theirs
+		}
+		if err != nil {
+			return nil, err
+		}
+		n.log.Info("node admitted", "node", req.Node.ID, "peer_addr", req.Node.Addrs.Peer, "epoch", next.Epoch)
+		return next.Encode(), nil
+	}
+}
+
+// decideJoin works out the map with the node in it. It refuses a node whose id
+// belongs to another data directory or to a running process.
+func (n *Node) decideJoin(ctx context.Context, m sharding.Map, req joinRequest) (next sharding.Map, changed bool, err error) {
+	known, in := m.Node(req.Node.ID)
+	if !in {
+		if req.ClusterID != "" {
+			return m, false, transport.Errorf(transport.CodeRefused, "node %s is not a member of cluster %s any more", req.Node.ID, m.ClusterID)
+		}
+		// It will be counted on: others must be able to reach it where it says it is.
+		switch boot := n.bootOf(ctx, req.Node); boot {
+		case req.Boot:
+			next, err = sharding.PlanJoin(m, req.Node)
+			return next, true, err
+		case "":
+			return m, false, transport.Errorf(transport.CodeBadRequest, "node %s does not answer at the peer address it gives, %s: check --peer-addr and --advertise-peer-addr", req.Node.ID, req.Node.Addrs.Peer)
+		default:
+			return m, false, transport.Errorf(transport.CodeRefused, "another process with the id %q answers at its peer address %s", req.Node.ID, req.Node.Addrs.Peer)
+		}
+	}
+	if boot := n.bootOf(ctx, known); boot != "" && boot != req.Boot {
+		return m, false, transport.Errorf(transport.CodeRefused, "a running node has the id %q (peer address %s): choose another --id", known.ID, known.Addrs.Peer)
+	}
+	if known.Instance != req.Node.Instance {
+		return m, false, transport.Errorf(transport.CodeRefused, "the id %q belongs to a node that has another data directory: start it with that --data-dir, or choose another --id", known.ID)
+	}
+	next, changed = sharding.UpdateNode(m, req.Node)
+	return next, changed, nil
+}
+
+// bootOf asks the process at a node's peer address for its name; "" if nobody
+// answers there, or another node does, which has taken over the port.
+func (n *Node) bootOf(ctx context.Context, node sharding.Node) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	raw, err := n.transport.CallAddr(ctx, node.Addrs.Peer, transport.MethodStatus, nil)
+	if err != nil {
+		return ""
+	}
+	s, err := decodeStatus(raw)
+	if err != nil || s.Node != node.ID {
+		return ""
+	}
+	return s.Boot
+}
+
+// readMap reads the map from shard 0, linearizable.
+func (n *Node) readMap(ctx context.Context, st *store.Store) (sharding.Map, int64, error) {
+	if _, err := st.Fence(ctx); err != nil {
+		return sharding.Map{}, 0, err
+	}
+	v, err := st.View()
+	if err != nil {
+		return sharding.Map{}, 0, err
+	}
+	defer v.Close()
+	raw, rev, ok := v.Record(mapRecord)
+	if !ok {
+		return sharding.Map{}, 0, transport.Errorf(transport.CodeUnavailable, "the cluster is still being set up")
+	}
+	m, err := sharding.DecodeMap(raw)
+	return m, rev, err
+}
+
+// writeMap replaces the map if nobody else did since revision rev.
+func (n *Node) writeMap(ctx context.Context, st *store.Store, old, next sharding.Map, rev int64) error {
+	if err := sharding.ValidateTransition(old, next); err != nil {
+		return transport.Errorf(transport.CodeRefused, "%v", err)
+	}
+	results, _, err := st.Propose(ctx, []command.Command{recordSet(mapRecord, next.Encode(), rev)})
+	if err != nil {
+		return err
+	}
+	return recordError(mapRecord, results[0])
+}
+
+// recordSet stores a system record if its revision is still rev, 0 for none.
+func recordSet(name string, value []byte, rev int64) command.Command {
+	return command.Command{Op: command.OpRecordSet, Keys: [][]byte{[]byte(name)}, Values: [][]byte{value}, Int: rev}
+}
+
+func recordError(name string, r command.Result) error {
+	if r.Kind != command.KindError {
+		return nil
+	}
+	if r.Code == command.CodeConflict {
+		return transport.Errorf(transport.CodeConflict, "record %s is at revision %d", name, r.Int)
+	}
+	return transport.Errorf(transport.CodeRefused, "record %s: %v", name, r.Code)
+}
+
+// foundingReplica is the id of the replicas that a bootstrapping node begins with.
+func foundingReplica(id sharding.NodeID) sharding.ReplicaID { return id + ".1" }
+
+// runFound ends a bootstrap: it writes the first map into shard 0, waits until
+// every shard has its identity here, and clears the mark that lets an empty
+// replica make itself a voter. Leaderships may have moved on by then.
+func (n *Node) runFound(ctx context.Context) error {
+	for {
+		if err := n.found(ctx); err == nil {
+			return n.dir.update(func(id *ident) { id.Founding = false })
+		} else if ctx.Err() == nil {
+			n.log.Debug("the cluster is not set up yet", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(foundRetry):
+		}
+	}
+}
+
+func (n *Node) found(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
+	m := n.Router().Map()
+	results, err := n.Exec(ctx, metaShard, []command.Command{recordSet(mapRecord, m.Encode(), 0)})
+	if err != nil {
+		return err
+	}
+	if err := recordError(mapRecord, results[0]); err != nil && transport.CodeOf(err) != transport.CodeConflict {
+		return err // a conflict: the map is there already
+	}
+	for _, sh := range m.Shards {
+		st := n.host.get(sh.ID)
+		if st == nil {
+			return fmt.Errorf("shard %d is not open yet", sh.ID)
+		}
+		if _, ok := st.Init(); !ok {
+			return fmt.Errorf("shard %d has no first entry yet", sh.ID)
+		}
+	}
+	return nil
+}
+
+// onRecord hears of each change of a system record of shard 0. It runs on the
+// state machine's goroutine.
+func (n *Node) onRecord(name string, value []byte, _ int64) {
+	if id, ok := strings.CutPrefix(name, jobRecords); ok {
+		n.jobs.Changed(id)
+		return
+	}
+	if name != mapRecord || value == nil {
+		return
+	}
+	m, err := sharding.DecodeMap(value)
+	if err != nil {
+		n.log.Error("shard map in shard 0 not understood", "err", err)
+		return
+	}
+	n.offerMap(m)
+}
+
+// offerMap takes a map if it is newer than ours.
+func (n *Node) offerMap(m sharding.Map) {
+	for {
+		old := n.router.Load()
+		if m.ClusterID != old.Map().ClusterID || m.Epoch <= old.Map().Epoch {
+			return
+		}
+		if n.router.CompareAndSwap(old, sharding.NewRouter(m)) {
+			break
+		}
+	}
+	n.log.Info("shard map", "epoch", m.Epoch, "nodes", len(m.Nodes))
+	select {
+	case n.mapChanged <- struct{}{}:
+	default: // a notice is waiting already
+	}
+}

@@ -1,0 +1,95 @@
+package node
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// initMetrics makes the node's own registry: two nodes in one test process
+// must not share one.
+func (n *Node) initMetrics() {
+	n.registry = prometheus.NewRegistry()
+	n.retries = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_forward_retries_total",
+		Help: "Attempts to reach a shard's leader that were made again."})
+	n.registry.MustRegister(n.retries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
+}
+
+// stateCollector reads the node's state when it is asked, so that nothing has
+// to keep gauges up to date.
+type stateCollector struct{ n *Node }
+
+var (
+	descInfo      = prometheus.NewDesc("abacus_info", "Always 1; the labels say who this is.", []string{"node", "cluster", "version"}, nil)
+	descEpoch     = prometheus.NewDesc("abacus_map_epoch", "Epoch of the newest shard map known here.", nil, nil)
+	descUptime    = prometheus.NewDesc("abacus_uptime_seconds", "Seconds since the process opened the node.", nil, nil)
+	descAlive     = prometheus.NewDesc("abacus_peer_alive", "Whether a peer answers.", []string{"peer"}, nil)
+	descLeads     = prometheus.NewDesc("abacus_shard_leads", "Whether this node leads the shard.", []string{"shard"}, nil)
+	descTerm      = prometheus.NewDesc("abacus_shard_term", "Raft term of the replica here.", []string{"shard"}, nil)
+	descLast      = prometheus.NewDesc("abacus_shard_last_index", "Last index in the log of the replica here.", []string{"shard"}, nil)
+	descCommit    = prometheus.NewDesc("abacus_shard_commit_index", "Commit index known to the replica here.", []string{"shard"}, nil)
+	descApplied   = prometheus.NewDesc("abacus_shard_applied_index", "Last index applied by the replica here.", []string{"shard"}, nil)
+	descRecords   = prometheus.NewDesc("abacus_shard_records", "Keys in the replica here.", []string{"shard"}, nil)
+	descClients   = prometheus.NewDesc("abacus_resp_clients", "Open RESP connections.", []string{"port"}, nil)
+	descBuffered  = prometheus.NewDesc("abacus_resp_buffered_bytes", "Request bytes held for RESP connections.", []string{"port"}, nil)
+	descAccepted  = prometheus.NewDesc("abacus_resp_connections_total", "RESP connections accepted.", []string{"port"}, nil)
+	descRefused   = prometheus.NewDesc("abacus_resp_refused_total", "RESP connections refused for a limit.", []string{"port"}, nil)
+	descCommands  = prometheus.NewDesc("abacus_resp_commands_total", "RESP commands.", []string{"port"}, nil)
+	descPipelines = prometheus.NewDesc("abacus_resp_pipelines_total", "RESP pipelines.", []string{"port"}, nil)
+	descErrors    = prometheus.NewDesc("abacus_resp_errors_total", "RESP error replies, by prefix.", []string{"port", "prefix"}, nil)
+)
+
+func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords,
+		descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
+		ch <- d
+	}
+}
+
+func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	m := c.n.Router().Map()
+	gauge(descInfo, 1, c.n.cfg.ID, m.ClusterID, c.n.cfg.Version)
+	gauge(descEpoch, float64(m.Epoch))
+	gauge(descUptime, time.Since(c.n.started).Seconds())
+	for _, nd := range m.Nodes {
+		if nd.ID != c.n.cfg.ID {
+			_, alive := c.n.peers.get(nd.ID)
+			gauge(descAlive, flag(alive), nd.ID)
+		}
+	}
+	for _, r := range c.n.status().Replicas {
+		shard := strconv.FormatUint(uint64(r.Shard), 10)
+		gauge(descLeads, flag(r.Leads), shard)
+		gauge(descTerm, float64(r.Term), shard)
+		gauge(descLast, float64(r.Last), shard)
+		gauge(descCommit, float64(r.Commit), shard)
+		gauge(descApplied, float64(r.Applied), shard)
+		gauge(descRecords, float64(r.Records), shard)
+	}
+	for i, f := range c.n.fronts {
+		port, st := []string{"client", "cluster"}[i], f.Stats()
+		gauge(descClients, float64(st.Clients), port)
+		gauge(descBuffered, float64(st.Buffered), port)
+		count := func(d *prometheus.Desc, v uint64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+		}
+		count(descAccepted, st.Accepted, port)
+		count(descRefused, st.Refused, port)
+		count(descCommands, st.Commands, port)
+		count(descPipelines, st.Pipelines, port)
+		for kind, v := range st.Errors {
+			count(descErrors, v, port, kind)
+		}
+	}
+}

@@ -1,0 +1,330 @@
+// Package node is the process: it hosts the replicas that the shard map gives
+// it, serves RESP and HTTP, finds its peers, lets nodes in, forwards commands
+// to leaders and runs its share of jobs. It is the only package that knows both
+// Raft and compute.
+//
+// Its loops, each with the state it owns:
+//
+//	runExchange    what the peers said last (peers)
+//	runReconcile   the replicas open here (host) and the cached map
+//	runAnnounce    until the cluster knows this process
+//	runFound       until a bootstrap is complete
+//	lead           per shard, while this node leads it: members, leader balance, jobs
+//
+// The newest shard map is one immutable value (router), swapped whole.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/abacusdb/abacus/compute"
+	"github.com/abacusdb/abacus/node/front"
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
+)
+
+// Node is a running member of a cluster. Its methods may be used concurrently.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	boot    string // random name of this process
+	started time.Time
+	addrs   sharding.Addrs // advertised
+
+	dir       *dataDir
+	router    atomic.Pointer[sharding.Router]
+	transport *transport.TCP
+	net       *store.Net
+	host      *host
+	peers     *peers
+	jobs      *compute.Jobs
+	worker    *compute.Worker
+	master    *compute.Master
+	fronts    []*front.Server // client port, cluster port
+	http      *httpServer
+	registry  *prometheus.Registry
+	retries   prometheus.Counter
+	ready     *readiness
+
+	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile
+	stopping   atomic.Bool
+
+	ctx    context.Context // ends when Close begins to stop loops
+	cancel context.CancelFunc
+	loops  errgroup.Group
+	// reconciling is runReconcile, which may be opening a replica when Close begins.
+	reconciling sync.WaitGroup
+	failed      chan error // capacity 1: a loop that cannot go on
+	closed      sync.Once
+	err         error
+}
+
+// Open starts a node and returns once it serves. ctx bounds the start only.
+//
+// The order: what can fail for a wrong flag comes first and leaves no trace
+// (listeners, directory); then the data; then the peers; then the clients.
+func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(), peers: newPeers(),
+		ready: newReadiness(), mapChanged: make(chan struct{}, 1), failed: make(chan error, 1)}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.router.Store(sharding.NewRouter(sharding.Map{}))
+	n.initMetrics()
+
+	if !cfg.Bootstrap && len(cfg.Join) == 0 && !isMember(cfg.DataDir) {
+		return nil, fmt.Errorf("data directory %s is empty: start the first node of a cluster with --bootstrap, any other with --join HOST:PORT (the peer address of a member)", cfg.DataDir)
+	}
+	// All ports before anything durable: a port in use is the commonest mistake.
+	listeners, err := listenAll(cfg.listenAddrs())
+	if err != nil {
+		return nil, err
+	}
+	n.addrs = cfg.advertised(listeners)
+	// One node per directory, for two would destroy it.
+	if n.dir, err = openDataDir(cfg.DataDir, cfg.ID); err != nil {
+		closeAll(listeners)
+		return nil, err
+	}
+	// Peers are called by node id; the map says where they are now.
+	n.transport, err = transport.Listen(transport.Config{Self: cfg.ID, Listener: listeners[0], ClusterID: func() string { return n.dir.ident().ClusterID },
+		Resolve: n.resolve, Log: n.log})
+	if err != nil {
+		closeAll(listeners)
+		n.dir.close()
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			closeAll(listeners[1:]) // those not handed to a server yet; closing twice is harmless
+			n.Close()
+		}
+	}()
+	n.net = store.NewNet(n.transport, n.log)
+	n.handle()
+	// Peers may call from here on: a joiner has to answer the leader's probe.
+	n.transport.Start()
+
+	known := n.dir.ident().ClusterID != ""
+	if err := n.enter(ctx); err != nil {
+		return nil, err
+	}
+	// Replicas before clients: a node without its replicas can only forward.
+	if err := n.openReplicas(ctx, n.Router().Map()); err != nil {
+		return nil, err
+	}
+	n.run(n.runExchange)
+	n.reconciling.Add(1)
+	n.run(func(ctx context.Context) error { defer n.reconciling.Done(); return n.runReconcile(ctx) })
+	if n.dir.ident().Founding {
+		n.run(n.runFound)
+	}
+	if known {
+		n.run(n.runAnnounce)
+	}
+	// Clients last, when there is something to serve.
+	for i, mode := range []front.Mode{front.ModeForward, front.ModeCluster} {
+		f := front.NewServer(n.frontConfig(mode), backend{n})
+		n.fronts = append(n.fronts, f)
+		n.run(func(context.Context) error { return f.Serve(listeners[1+i]) })
+	}
+	n.http = newHTTPServer(n)
+	n.run(func(context.Context) error { return n.http.serve(listeners[3]) })
+	n.log.Info("serving", "client", n.addrs.Client, "cluster", n.addrs.Cluster, "peer", n.addrs.Peer, "http", n.addrs.HTTP)
+	return n, nil
+}
+
+// enter makes the node a member: of the cluster its directory belongs to, of a
+// new one, or of the one that it is told to join.
+func (n *Node) enter(ctx context.Context) error {
+	if id := n.dir.ident(); id.ClusterID != "" {
+		if n.cfg.Bootstrap || len(n.cfg.Join) > 0 {
+			n.log.Info("data directory belongs to a cluster: --bootstrap and --join are ignored", "cluster", id.ClusterID)
+		}
+		m, ok, err := n.dir.loadMap()
+		if err != nil {
+			return err
+		}
+		if !ok || m.ClusterID != id.ClusterID {
+			return fmt.Errorf("data directory %s: no shard map of cluster %s: it was damaged; restore the file map from a backup or another node", n.dir.path, id.ClusterID)
+		}
+		n.router.Store(sharding.NewRouter(m))
+		// A copy of a running node's directory must not take part in Raft at all: it
+		// would vote a second time in terms in which the first has voted.
+		if self, ok := m.Node(n.cfg.ID); ok {
+			if boot := n.bootOf(ctx, self); boot != "" && boot != n.boot {
+				return fmt.Errorf("a running node has the id %q (peer address %s): it and this data directory %s are the same node; stop one", n.cfg.ID, self.Addrs.Peer, n.dir.path)
+			}
+		}
+		return nil
+	}
+	switch {
+	case n.cfg.Bootstrap:
+		return n.bootstrap()
+	case len(n.cfg.Join) > 0:
+		return n.join(ctx)
+	}
+	return fmt.Errorf("data directory %s was never let into a cluster: say --join again", n.dir.path)
+}
+
+// Close stops the node gracefully within StopTimeout: leaderships are handed
+// over, what is in flight is finished, everything is closed. It is the reverse
+// of Open, and may be called more than once.
+func (n *Node) Close() error {
+	n.closed.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.StopTimeout)
+		defer cancel()
+		n.stopping.Store(true) // not ready any more; peers do not hand us leaderships
+		// Leaderships first, while clients are still served: their commands are
+		// forwarded to the new leaders and nobody sees an error.
+		n.handOver(ctx)
+		// Clients next: no new ones, and what is in flight is answered.
+		stop, cancelStop := context.WithTimeout(ctx, n.cfg.StopTimeout/3)
+		defer cancelStop()
+		var stops errgroup.Group
+		for _, f := range n.fronts {
+			stops.Go(func() error { return f.Shutdown(stop) })
+		}
+		if n.http != nil {
+			stops.Go(func() error { return n.http.shutdown(stop) })
+		}
+		if err := stops.Wait(); err != nil {
+			n.log.Warn("some clients were cut off", "err", err)
+		}
+		// Loops that call peers and stores.
+		n.cancel()
+		n.master.Close()
+		n.worker.Close()
+		n.reconciling.Wait()
+		// Stores before links: a shard that still leads hands over as it closes. Each
+		// breaks its own calls first, for raft waits for goroutines that sit in one.
+		var closes errgroup.Group
+		for _, st := range n.host.all() {
+			closes.Go(func() error { return st.Close(ctx) })
+		}
+		n.err = errors.Join(n.err, closes.Wait(), n.transport.Close())
+		if err := n.loops.Wait(); err != nil {
+			n.err = errors.Join(n.err, err)
+		}
+		n.err = errors.Join(n.err, n.dir.close())
+		n.log.Info("stopped")
+	})
+	return n.err
+}
+
+// handOver gives this node's leaderships to others, as far as there are others.
+func (n *Node) handOver(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.StopTimeout/2)
+	defer cancel()
+	var moves sync.WaitGroup
+	for _, st := range n.host.all() {
+		if !st.IsLeader() {
+			continue
+		}
+		to, ok := n.successor(st)
+		if !ok {
+			continue
+		}
+		moves.Go(func() {
+			if err := st.TransferLeadership(ctx, to); err != nil {
+				n.log.Info("leadership not handed over", "shard", st.Shard(), "to", to, "err", err)
+			}
+		})
+	}
+	moves.Wait()
+}
+
+// successor is a living voter that has caught up.
+func (n *Node) successor(st *store.Store) (sharding.ReplicaID, bool) {
+	for _, m := range st.Status().Members {
+		if ps, alive := n.peers.get(m.Node); m.Node != n.cfg.ID && m.Voter && alive && !ps.Stopping && st.CaughtUp(m.Replica) {
+			return m.Replica, true
+		}
+	}
+	return "", false
+}
+
+// Failed yields an error if the node cannot go on; the process should then end.
+func (n *Node) Failed() <-chan error { return n.failed }
+
+// Router returns the newest shard map known here.
+func (n *Node) Router() *sharding.Router { return n.router.Load() }
+
+// Addrs are this node's advertised addresses.
+func (n *Node) Addrs() sharding.Addrs { return n.addrs }
+
+// self is this node as the map knows it.
+func (n *Node) self() sharding.Node {
+	return sharding.Node{ID: n.cfg.ID, Addrs: n.addrs, Instance: n.dir.ident().Instance}
+}
+
+// resolve says where a node's peer port is.
+func (n *Node) resolve(id string) (string, error) {
+	m, ok := n.Router().Map().Node(id)
+	if !ok {
+		return "", transport.Errorf(transport.CodeUnavailable, "node %s is not in the shard map", id)
+	}
+	return m.Addrs.Peer, nil
+}
+
+// handle registers the calls that this node answers.
+func (n *Node) handle() {
+	n.transport.Handle(transport.MethodJoin, n.handleJoin)
+	n.transport.Handle(transport.MethodMap, n.handleMap)
+	n.transport.Handle(transport.MethodStatus, n.handleStatus)
+	n.transport.Handle(transport.MethodExec, n.handleExec)
+	n.transport.Handle(transport.MethodScan, n.handleScan)
+	n.transport.Handle(transport.MethodRecords, n.handleRecords)
+	n.initCompute()
+}
+
+// run starts a loop that Close waits for. A loop that returns an error before
+// Close ends the node: nothing here may stop working in silence.
+func (n *Node) run(loop func(context.Context) error) {
+	n.loops.Go(func() error {
+		err := loop(n.ctx)
+		if err == nil || n.ctx.Err() != nil || n.stopping.Load() {
+			return nil
+		}
+		select {
+		case n.failed <- err:
+		default:
+		}
+		return err
+	})
+}
+
+// listenAll opens all ports or none.
+func listenAll(addrs []string) ([]net.Listener, error) {
+	var list []net.Listener
+	for _, a := range addrs {
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			closeAll(list)
+			return nil, fmt.Errorf("listen: %w; is another abacusd running? choose another port", err)
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+func closeAll(ls []net.Listener) {
+	for _, l := range ls {
+		l.Close()
+	}
+}

@@ -1,0 +1,505 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/transport"
+)
+
+// Three nodes in one process, over real sockets and real files: joining,
+// forwarding, restarting, refusing.
+
+func testConfig(t *testing.T, id string) Config {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.ID, cfg.DataDir, cfg.Shards = id, filepath.Join(t.TempDir(), id), 3
+	cfg.ClientAddr, cfg.ClusterAddr, cfg.PeerAddr, cfg.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	return cfg
+}
+
+// testWriter shows logs of failed tests only.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Helper()
+	defer func() { _ = recover() }() // a goroutine that logs after the test's end
+	w.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+func open(t *testing.T, cfg Config) *Node {
+	t.Helper()
+	n, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("open %s: %v", cfg.ID, err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Errorf("close %s: %v", cfg.ID, err)
+		}
+	})
+	return n
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func untilHealthy(t *testing.T, nodes ...*Node) {
+	t.Helper()
+	for _, n := range nodes {
+		until(t, "healthy", func() error {
+			s := n.clusterStatus()
+			if !s.Healthy || len(s.Nodes) != len(nodes) {
+				return fmt.Errorf("%s: %d nodes, %v", n.cfg.ID, len(s.Nodes), s.Problems)
+			}
+			return n.Ready(t.Context())
+		})
+	}
+}
+
+// untilBalanced waits until each of three nodes leads one of the three shards:
+// from then on leaderships stay.
+func untilBalanced(t *testing.T, n *Node) {
+	t.Helper()
+	until(t, "leaders balanced", func() error {
+		for _, nd := range n.clusterStatus().Nodes {
+			if nd.Leads != 1 || nd.Replicas != 3 {
+				return fmt.Errorf("%s leads %d of 3 and has %d replicas", nd.ID, nd.Leads, nd.Replicas)
+			}
+		}
+		return nil
+	})
+}
+
+// three starts a cluster of three nodes.
+func three(t *testing.T) (nodes []*Node, cfgs []Config) {
+	t.Helper()
+	for i := range 3 {
+		cfg := testConfig(t, fmt.Sprintf("n%d", i+1))
+		if i == 0 {
+			cfg.Bootstrap = true
+		} else {
+			cfg.Join = []string{nodes[0].Addrs().Peer}
+		}
+		nodes, cfgs = append(nodes, open(t, cfg)), append(cfgs, cfg)
+	}
+	untilHealthy(t, nodes...)
+	return nodes, cfgs
+}
+
+// do runs one command on the key's shard from a node.
+func do(t *testing.T, n *Node, key string, cmd command.Command) command.Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	slot, shard := n.Router().Locate([]byte(key))
+	cmd.Keys, cmd.Slot = [][]byte{[]byte(key)}, slot
+	results, err := n.Exec(ctx, shard, []command.Command{cmd})
+	if err != nil {
+		t.Fatalf("%s on %s: %v", key, n.cfg.ID, err)
+	}
+	return results[0]
+}
+
+func put(t *testing.T, n *Node, key, value string) {
+	t.Helper()
+	if r := do(t, n, key, command.Command{Op: command.OpSet, Values: [][]byte{[]byte(value)}}); r.Kind != command.KindOK {
+		t.Fatalf("put %s: %+v", key, r)
+	}
+}
+
+func get(t *testing.T, n *Node, key string) string {
+	t.Helper()
+	return string(do(t, n, key, command.Command{Op: command.OpGet}).Bytes)
+}
+
+// What one node took, every node answers, wherever the leaders are; leaders and
+// replicas spread evenly; after a restart of one, then of all, everything is there.
+func TestClusterServesAndRestarts(t *testing.T) {
+	nodes, cfgs := three(t)
+	for i := range 60 {
+		put(t, nodes[i%3], fmt.Sprintf("key%d", i), fmt.Sprintf("value%d", i))
+	}
+	check := func(n *Node) {
+		t.Helper()
+		for i := range 60 {
+			if got, want := get(t, n, fmt.Sprintf("key%d", i)), fmt.Sprintf("value%d", i); got != want {
+				t.Fatalf("%s: key%d = %q, want %q", n.cfg.ID, i, got, want)
+			}
+		}
+	}
+	for _, n := range nodes {
+		check(n)
+	}
+	untilBalanced(t, nodes[0])
+
+	// One goes and comes back, on other ports: it keeps its identity.
+	if err := nodes[2].Close(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, nodes[0], "key0", "value0") // two of three go on
+	old := nodes[2].Addrs()
+	nodes[2] = open(t, cfgs[2])
+	if nodes[2].Addrs() == old {
+		t.Fatal("want other ports for this test")
+	}
+	untilHealthy(t, nodes...)
+	check(nodes[2])
+	if m, _ := nodes[0].Router().Map().Node("n3"); m.Addrs != nodes[2].Addrs() {
+		t.Fatalf("map has %+v, want %+v", m.Addrs, nodes[2].Addrs())
+	}
+
+	// All go. The first ones to come back know the others' addresses from their cached map.
+	for i, n := range nodes {
+		a := n.Addrs()
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cfgs[i].PeerAddr, cfgs[i].ClientAddr, cfgs[i].ClusterAddr, cfgs[i].HTTPAddr = a.Peer, a.Client, a.Cluster, a.HTTP
+	}
+	for i := range nodes {
+		nodes[i] = open(t, cfgs[i])
+	}
+	untilHealthy(t, nodes...)
+	for _, n := range nodes {
+		check(n)
+	}
+}
+
+// Each of these must be refused with a message that says what to do, and must
+// leave the cluster as it was.
+func TestRefusals(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n1 := open(t, cfg)
+	untilHealthy(t, n1)
+	epoch := n1.Router().Map().Epoch
+
+	refused := func(what, want string, cfg Config) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		n, err := Open(ctx, cfg)
+		if err == nil {
+			n.Close()
+			t.Fatalf("%s: accepted", what)
+		}
+		if !strings.Contains(err.Error(), want) {
+			t.Fatalf("%s: %q does not say %q", what, err, want)
+		}
+	}
+
+	same := testConfig(t, "n1")
+	same.Join = []string{n1.Addrs().Peer}
+	refused("an id that a running node uses", "running node has the id", same)
+
+	locked := cfg
+	refused("a locked directory", "in use by another abacusd", locked)
+
+	busy := testConfig(t, "n2")
+	busy.Bootstrap, busy.HTTPAddr = true, n1.Addrs().HTTP
+	refused("a port in use", "choose another port", busy)
+	if _, err := os.Stat(busy.DataDir); !os.IsNotExist(err) {
+		t.Fatalf("a port in use left a data directory: %v", err)
+	}
+
+	empty := testConfig(t, "n2")
+	refused("neither bootstrap nor join", "--bootstrap", empty)
+
+	file := testConfig(t, "n2")
+	file.Bootstrap = true
+	if err := os.WriteFile(file.DataDir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("a data directory that is a file", "choose another --data-dir", file)
+
+	public := testConfig(t, "n2")
+	public.Bootstrap, public.ClientAddr = true, "0.0.0.0:0"
+	refused("an address that is not loopback", "--insecure", public)
+
+	// A copy of a running node's directory would vote twice: it must not open one replica.
+	twin := testConfig(t, "n1")
+	if err := os.CopyFS(twin.DataDir, os.DirFS(cfg.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	refused("a copy of a running node's directory", "running node has the id", twin)
+
+	// A node that nobody can reach would take replicas and never fill them.
+	lost := testConfig(t, "n2")
+	lost.Join, lost.Advertise.Peer = []string{n1.Addrs().Peer}, "127.0.0.1:1"
+	short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if n, err := Open(short, lost); err == nil {
+		n.Close()
+		t.Fatal("a joiner that cannot be reached was let in")
+	} else if !strings.Contains(err.Error(), "--advertise-peer-addr") {
+		t.Fatalf("a joiner that cannot be reached: %v", err)
+	}
+
+	// A node of another cluster is not taken in.
+	other := testConfig(t, "n9")
+	other.Bootstrap = true
+	n9 := open(t, other)
+	untilHealthy(t, n9)
+	if _, err := n9.askToJoin(t.Context(), n1.Addrs().Peer); transport.CodeOf(err) != transport.CodeWrongCluster && transport.CodeOf(err) != transport.CodeRefused {
+		t.Fatalf("joined another cluster: %v", err)
+	}
+	renamed := other
+	renamed.ID = "n8"
+	n9.Close()
+	refused("another id on a data directory", `belongs to node "n9"`, renamed)
+
+	// A directory that has lost a replica must not come back empty.
+	if err := os.RemoveAll(filepath.Join(other.DataDir, "shard-1")); err != nil {
+		t.Fatal(err)
+	}
+	refused("a lost replica", "lost replica shard-1/n9.1", other)
+
+	if e := n1.Router().Map().Epoch; e != epoch {
+		t.Fatalf("refusals changed the map: epoch %d, was %d", e, epoch)
+	}
+}
+
+// A joiner whose answer got lost asks again and is the same node.
+func TestJoinTwice(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n1 := open(t, cfg)
+	untilHealthy(t, n1)
+	cfg2 := testConfig(t, "n2")
+	cfg2.Join = []string{n1.Addrs().Peer}
+	n2 := open(t, cfg2)
+	untilHealthy(t, n1, n2)
+	epoch := n1.Router().Map().Epoch
+	m, err := n2.askToJoin(t.Context(), n1.Addrs().Peer)
+	if err != nil || m.Epoch != epoch {
+		t.Fatalf("second join: epoch %d (was %d), %v", m.Epoch, epoch, err)
+	}
+	// The same id from another directory is another node.
+	req := joinRequest{Node: sharding.Node{ID: "n2", Instance: "someone-else", Addrs: n2.Addrs()}, Boot: "b"}
+	raw, _ := encodeWire(req)
+	if _, err := n1.handleJoin(t.Context(), "", raw); transport.CodeOf(err) != transport.CodeRefused {
+		t.Fatalf("an id of another directory: %v", err)
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n := open(t, cfg)
+	untilHealthy(t, n)
+	base := "http://" + n.Addrs().HTTP
+	call := func(method, path, body string, header ...string) (int, string, http.Header) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, base+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i+1 < len(header); i += 2 {
+			if header[i] == "Host" {
+				req.Host = header[i+1]
+			}
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		got, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(got), resp.Header
+	}
+	expect := func(code int, method, path, body string, header ...string) (string, http.Header) {
+		t.Helper()
+		got, text, h := call(method, path, body, header...)
+		if got != code {
+			t.Fatalf("%s %s: %d %s, want %d", method, path, got, text, code)
+		}
+		return text, h
+	}
+
+	expect(200, "GET", "/livez", "")
+	expect(200, "GET", "/readyz", "")
+	if text, _ := expect(200, "GET", "/metrics", ""); !strings.Contains(text, `abacus_shard_leads{shard="2"} 1`) {
+		t.Fatalf("metrics lack the shards:\n%s", text)
+	}
+	var s clusterStatus
+	if text, _ := expect(200, "GET", "/v1/status", ""); json.Unmarshal([]byte(text), &s) != nil || !s.Healthy {
+		t.Fatalf("status %s", text)
+	}
+
+	// Keys: any bytes, percent-encoded; raw bodies; time to live and index in headers.
+	key := "/v1/kv/" + "a%2Fb%00%FF%20c"
+	expect(404, "GET", key, "")
+	expect(204, "PUT", key+"?ttl=1h", "one\x00two")
+	text, h := expect(200, "GET", key, "")
+	if text != "one\x00two" || h.Get("Abacus-Ttl-Ms") == "" || h.Get("Abacus-Index") == "" {
+		t.Fatalf("got %q, headers %v", text, h)
+	}
+	if got := get(t, n, "a/b\x00\xff c"); got != "one\x00two" {
+		t.Fatalf("stored under another key: %q", got)
+	}
+	expect(204, "PUT", key, "one\x00two", "Abacus-TTL-Ms", h.Get("Abacus-TTL-Ms")) // as it was read
+	if _, h := expect(200, "GET", key, ""); h.Get("Abacus-TTL-Ms") == "" {
+		t.Fatal("the time to live was lost")
+	}
+	expect(400, "PUT", key, "x", "Abacus-TTL-Ms", "soon")
+	expect(412, "PUT", key, "x", "If-None-Match", "*")
+	// A path is taken as it is written: a//b is not a/b.
+	expect(204, "PUT", "/v1/kv/a//b", "slashes")
+	if got := get(t, n, "a//b"); got != "slashes" {
+		t.Fatalf("a//b holds %q", got)
+	}
+	expect(404, "GET", "/v1/kv/a/b", "")
+	expect(204, "DELETE", key, "")
+	expect(404, "DELETE", key, "")
+	expect(400, "PUT", "/v1/kv/k?ttl=soon", "x")
+	expect(400, "PUT", "/v1/kv/", "x")
+	expect(413, "PUT", "/v1/kv/"+strings.Repeat("k", 1025), "x")
+	expect(413, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20+1))
+	expect(204, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20))
+	expect(405, "PATCH", "/v1/kv/k", "")
+
+	// Pages of other origins, and names that were rebound to this address, get nothing.
+	expect(403, "GET", "/v1/status", "", "Host", "evil.example")
+	expect(403, "PUT", "/v1/kv/k", "x", "Origin", "http://evil.example")
+	expect(204, "PUT", "/v1/kv/k", "x", "Origin", base)
+
+	// Jobs.
+	for i := range 10 {
+		put(t, n, fmt.Sprintf("num/%d", i), fmt.Sprint(i))
+	}
+	text, _ = expect(202, "POST", "/v1/jobs", `{"prefix":"num/","as":"int","map":"square","reduce":"sum"}`)
+	var id struct{ ID string }
+	if err := json.Unmarshal([]byte(text), &id); err != nil {
+		t.Fatal(err)
+	}
+	text, _ = expect(200, "GET", "/v1/jobs/"+id.ID+"/result?wait=20s", "")
+	if !strings.Contains(text, `"result":285`) {
+		t.Fatalf("job: %s", text)
+	}
+	expect(200, "GET", "/v1/jobs/"+id.ID, "")
+	expect(404, "GET", "/v1/jobs/nope", "")
+	expect(400, "POST", "/v1/jobs", `{"reduce":"multiply"}`)
+	expect(400, "POST", "/v1/jobs", `not json`)
+	if text, _ := expect(200, "GET", "/v1/jobs", ""); !strings.Contains(text, id.ID) {
+		t.Fatalf("list: %s", text)
+	}
+}
+
+// A pipeline longer than one proposal is carried out in order.
+func TestLongPipeline(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n := open(t, cfg)
+	untilHealthy(t, n)
+	slot, shard := n.Router().Locate([]byte("k"))
+	var cmds []command.Command
+	for i := range 30 {
+		value := append(bytes.Repeat([]byte{'x'}, 100<<10), byte(i))
+		cmds = append(cmds, command.Command{Op: command.OpSet, Slot: slot, Keys: [][]byte{[]byte("k")}, Values: [][]byte{value}},
+			command.Command{Op: command.OpGet, Slot: slot, Keys: [][]byte{[]byte("k")}})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	results, err := n.Exec(ctx, shard, cmds)
+	if err != nil || len(results) != len(cmds) {
+		t.Fatalf("%d results, %v", len(results), err)
+	}
+	for i := range 30 {
+		if got := results[2*i+1].Bytes; len(got) == 0 || got[len(got)-1] != byte(i) {
+			t.Fatalf("read %d of the pipeline does not see the write before it", i)
+		}
+	}
+}
+
+// Answers must fit a frame between nodes: a leader that carries out what it
+// cannot answer has lost the values that GETDEL took.
+func TestLargeAnswersThroughFollower(t *testing.T) {
+	nodes, _ := three(t)
+	untilBalanced(t, nodes[0]) // a write under way when a leadership moves may be uncertain
+	const n = 80
+	value := bytes.Repeat([]byte{'x'}, 1<<20)
+	slot, shard := nodes[0].Router().Locate([]byte("{big}"))
+	key := func(i int) [][]byte { return [][]byte{fmt.Appendf(nil, "{big}%d", i)} }
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var takes []command.Command
+	for i := range n {
+		set := command.Command{Op: command.OpSet, Slot: slot, Keys: key(i), Values: [][]byte{value}}
+		if _, err := nodes[0].Exec(ctx, shard, []command.Command{set}); err != nil {
+			t.Fatal(err)
+		}
+		takes = append(takes, command.Command{Op: command.OpGetDel, Slot: slot, Keys: key(i)})
+	}
+	for _, nd := range nodes {
+		if st := nd.host.get(shard); st.IsLeader() {
+			continue
+		}
+		results, err := nd.Exec(ctx, shard, takes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range results {
+			if len(r.Bytes) != len(value) {
+				t.Fatalf("value %d has %d bytes", i, len(r.Bytes))
+			}
+		}
+		return
+	}
+	t.Fatal("no follower")
+}
+
+// A prober that hangs up must not make a healthy node look sick to others.
+func TestReadyOutlivesItsAsker(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n := open(t, cfg)
+	untilHealthy(t, n)
+	n.ready = newReadiness()
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	n.Ready(gone) // whatever it says to one who is gone
+	if err := n.Ready(t.Context()); err != nil {
+		t.Fatalf("after an asker hung up: %v", err)
+	}
+}
+
+func TestConfigFaultsTogether(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.ID, cfg.Shards, cfg.PeerAddr, cfg.Join, cfg.Bootstrap = "no spaces", 0, "nonsense", []string{"x"}, true
+	cfg.Insecure, cfg.HTTPAddr, cfg.StopTimeout = true, "0.0.0.0:7601", -time.Second
+	err := cfg.Validate()
+	for _, want := range []string{"--advertise-http-addr", "--stop-timeout", "--id", "--shards", "--peer-addr", "--join", "exclude each other"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not mention %s", err, want)
+		}
+	}
+}

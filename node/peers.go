@@ -1,0 +1,239 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
+)
+
+// Peers find out about each other by exchange: every node tells every other one,
+// four times a second, what it holds and leads and which shard map it has, and is told
+// the same. Whoever has the older map fetches the newer. No node is special.
+
+const (
+	exchangeEvery   = 250 * time.Millisecond
+	exchangeTimeout = time.Second
+	// aliveFor is how long after its last word a peer counts as alive.
+	aliveFor = 1500 * time.Millisecond
+)
+
+// peerStatus is what nodes tell each other, as JSON: unknown fields are
+// ignored, so that versions may differ by additions.
+type peerStatus struct {
+	Node sharding.NodeID `json:"node"`
+	// Boot is a random name of the process: two processes under one node id differ.
+	Boot         string          `json:"boot"`
+	Version      string          `json:"version"`
+	Epoch        uint64          `json:"epoch"`
+	UptimeMillis int64           `json:"uptime_ms"`
+	Stopping     bool            `json:"stopping,omitempty"`
+	Replicas     []replicaStatus `json:"replicas"`
+}
+
+// replicaStatus is one replica's view of its shard.
+type replicaStatus struct {
+	Shard   sharding.ShardID   `json:"shard"`
+	Replica sharding.ReplicaID `json:"replica"`
+	// Leads is true from the moment the leader has applied its opening command.
+	Leads   bool            `json:"leads,omitempty"`
+	State   string          `json:"state"`
+	Leader  sharding.NodeID `json:"leader,omitempty"`
+	Term    uint64          `json:"term"`
+	Last    uint64          `json:"last"`
+	Commit  uint64          `json:"commit"`
+	Applied uint64          `json:"applied"`
+	Records int64           `json:"records"`
+	// Members is the Raft configuration, told by the leader only.
+	Members []store.Member `json:"members,omitempty"`
+}
+
+// peers is the table of what the others said last.
+type peers struct {
+	mu    sync.RWMutex
+	table map[sharding.NodeID]peer
+}
+
+type peer struct {
+	status peerStatus
+	heard  time.Time // monotonic
+	asking bool      // an exchange is under way
+}
+
+func newPeers() *peers { return &peers{table: map[sharding.NodeID]peer{}} }
+
+// heard notes a peer's status.
+func (p *peers) hear(s peerStatus) {
+	p.mu.Lock()
+	e := p.table[s.Node]
+	e.status, e.heard = s, time.Now()
+	p.table[s.Node] = e
+	p.mu.Unlock()
+}
+
+// get returns a peer's last word and whether it is alive.
+func (p *peers) get(id sharding.NodeID) (peerStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	e, ok := p.table[id]
+	return e.status, ok && time.Since(e.heard) < aliveFor
+}
+
+// claim returns the living peer that says it leads the shard, in the newest
+// term if several do.
+func (p *peers) claim(shard sharding.ShardID) (leader sharding.NodeID, term uint64) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for id, e := range p.table {
+		if time.Since(e.heard) >= aliveFor {
+			continue
+		}
+		for _, r := range e.status.Replicas {
+			if r.Shard == shard && r.Leads && r.Term > term {
+				leader, term = id, r.Term
+			}
+		}
+	}
+	return leader, term
+}
+
+// start claims the right to ask a peer; one exchange at a time each.
+func (p *peers) start(id sharding.NodeID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.table[id]
+	if e.asking {
+		return false
+	}
+	e.asking = true
+	p.table[id] = e
+	return true
+}
+
+func (p *peers) finish(id sharding.NodeID) {
+	p.mu.Lock()
+	e := p.table[id]
+	e.asking = false
+	p.table[id] = e
+	p.mu.Unlock()
+}
+
+// runExchange is the peer-to-peer loop.
+func (n *Node) runExchange(ctx context.Context) error {
+	tick := time.NewTicker(exchangeEvery)
+	defer tick.Stop()
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	for {
+		for _, m := range n.Router().Map().Nodes {
+			if m.ID == n.cfg.ID || !n.peers.start(m.ID) {
+				continue
+			}
+			calls.Go(func() {
+				defer n.peers.finish(m.ID)
+				n.exchange(ctx, m.ID)
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// exchange tells a peer our status, hears its, and fetches its map if newer.
+func (n *Node) exchange(ctx context.Context, id sharding.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	defer cancel()
+	raw, err := n.transport.Call(ctx, id, transport.LaneControl, transport.MethodStatus, n.statusJSON())
+	if err != nil {
+		n.log.Debug("peer does not answer", "peer", id, "err", err)
+		return
+	}
+	s, err := decodeStatus(raw)
+	if err != nil {
+		n.log.Warn("peer status not understood", "peer", id, "err", err)
+		return
+	}
+	n.peers.hear(s)
+	if s.Epoch <= n.Router().Map().Epoch {
+		return
+	}
+	raw, err = n.transport.Call(ctx, id, transport.LaneCall, transport.MethodMap, nil)
+	if err != nil {
+		n.log.Debug("fetch shard map", "peer", id, "err", err)
+		return
+	}
+	m, err := sharding.DecodeMap(raw)
+	if err != nil {
+		n.log.Warn("peer's shard map not understood", "peer", id, "err", err)
+		return
+	}
+	n.offerMap(m)
+}
+
+// handleStatus is the other end of exchange.
+func (n *Node) handleStatus(_ context.Context, from string, req []byte) ([]byte, error) {
+	if len(req) > 0 && from != "" {
+		s, err := decodeStatus(req)
+		if err != nil {
+			return nil, transport.Errorf(transport.CodeBadRequest, "status: %v", err)
+		}
+		if s.Node == from {
+			n.peers.hear(s)
+		}
+	}
+	return n.statusJSON(), nil
+}
+
+func (n *Node) handleMap(context.Context, string, []byte) ([]byte, error) {
+	return n.Router().Map().Encode(), nil
+}
+
+func decodeStatus(raw []byte) (s peerStatus, err error) {
+	if err := decodeWire(raw, &s); err != nil {
+		return s, fmt.Errorf("decode peer status: %w", err)
+	}
+	if err := sharding.CheckNodeID(s.Node); err != nil {
+		return s, fmt.Errorf("decode peer status: %w", err)
+	}
+	return s, nil
+}
+
+// status is what this node tells its peers.
+func (n *Node) status() peerStatus {
+	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
+		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load()}
+	for _, st := range n.host.all() {
+		s.Replicas = append(s.Replicas, describe(st))
+	}
+	return s
+}
+
+func (n *Node) statusJSON() []byte {
+	raw, err := encodeWire(n.status())
+	if err != nil {
+		panic(err) // a plain struct of plain fields
+	}
+	return raw
+}
+
+// describe turns a store's status into words for peers.
+func describe(st *store.Store) replicaStatus {
+	s := st.Status()
+	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
+		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied}
+	if v, err := st.View(); err == nil {
+		r.Records = v.Stored()
+		v.Close()
+	}
+	if r.Leads {
+		r.Members = s.Members
+	}
+	return r
+}

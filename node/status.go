@@ -1,0 +1,181 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
+)
+
+// clusterStatus is GET /v1/status and ABACUS.STATUS: the cluster as this node
+// sees it, from its own replicas and the peers' last words. It asks nobody, so
+// it answers however sick the cluster is.
+type clusterStatus struct {
+	ClusterID      string          `json:"cluster_id"`
+	Epoch          uint64          `json:"epoch"`
+	Node           sharding.NodeID `json:"node"`
+	ReplicasWanted int             `json:"replicas_wanted"`
+	Nodes          []nodeView      `json:"nodes"`
+	Shards         []shardView     `json:"shards"`
+	Healthy        bool            `json:"healthy"`
+	Problems       []string        `json:"problems"`
+}
+
+type nodeView struct {
+	ID           sharding.NodeID `json:"id"`
+	Addrs        sharding.Addrs  `json:"addrs"`
+	Alive        bool            `json:"alive"`
+	Version      string          `json:"version"`
+	UptimeMillis int64           `json:"uptime_ms"`
+	Leads        int             `json:"leads"`
+	Replicas     int             `json:"replicas"`
+}
+
+type shardView struct {
+	ID       sharding.ShardID `json:"id"`
+	Slots    string           `json:"slots"`
+	Leader   sharding.NodeID  `json:"leader"`
+	Term     uint64           `json:"term"`
+	Records  int64            `json:"records"`
+	Replicas []replicaView    `json:"replicas"`
+	Healthy  bool             `json:"healthy"`
+	Problem  string           `json:"problem,omitempty"`
+}
+
+type replicaView struct {
+	ID    sharding.ReplicaID `json:"id"`
+	Node  sharding.NodeID    `json:"node"`
+	State string             `json:"state"` // leader, follower, learner, missing or down
+	Voter bool               `json:"voter"`
+	// Applied and LastIndex are log indexes; Lag is how many entries the replica
+	// has still to apply.
+	Applied   uint64 `json:"applied"`
+	LastIndex uint64 `json:"last_index"`
+	Lag       uint64 `json:"lag"`
+}
+
+// laggards are replicas this many entries behind.
+const laggards = 1000
+
+// StatusJSON is the cluster's state as JSON.
+func (n *Node) StatusJSON(context.Context) ([]byte, error) {
+	return json.Marshal(n.clusterStatus())
+}
+
+func (n *Node) clusterStatus() clusterStatus {
+	m := n.Router().Map()
+	said := map[sharding.NodeID]peerStatus{n.cfg.ID: n.status()}
+	alive := map[sharding.NodeID]bool{n.cfg.ID: true}
+	for _, nd := range m.Nodes {
+		if nd.ID != n.cfg.ID {
+			said[nd.ID], alive[nd.ID] = n.peers.get(nd.ID)
+		}
+	}
+	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Problems: []string{},
+		Nodes: []nodeView{}, Shards: []shardView{}}
+	for _, nd := range m.Nodes {
+		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis}
+		if v.Alive {
+			for _, r := range said[nd.ID].Replicas {
+				v.Replicas++
+				if r.Leads {
+					v.Leads++
+				}
+			}
+		} else {
+			s.Problems = append(s.Problems, fmt.Sprintf("node %s does not answer", nd.ID))
+		}
+		s.Nodes = append(s.Nodes, v)
+	}
+	for _, sh := range m.Shards {
+		v := viewShard(sh, min(m.ReplicasWanted, len(m.Nodes)), said, alive)
+		if v.Problem != "" {
+			s.Problems = append(s.Problems, fmt.Sprintf("shard %d: %s", sh.ID, v.Problem))
+		}
+		s.Shards = append(s.Shards, v)
+	}
+	s.Healthy = len(s.Problems) == 0
+	return s
+}
+
+// viewShard puts together what the nodes said of one shard.
+func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus, alive map[sharding.NodeID]bool) shardView {
+	v := shardView{ID: sh.ID, Slots: slotText(sh.Slots), Replicas: []replicaView{}}
+	var lead replicaStatus
+	reports := map[sharding.ReplicaID]replicaStatus{}
+	for _, r := range sh.Replicas {
+		if !alive[r.Node] {
+			continue
+		}
+		for _, st := range said[r.Node].Replicas {
+			if st.Replica != r.ID || st.Shard != sh.ID {
+				continue
+			}
+			reports[r.ID] = st
+			if st.Leads && st.Term > lead.Term {
+				lead, v.Leader, v.Term, v.Records = st, r.Node, st.Term, st.Records
+			}
+		}
+	}
+	var problems []string
+	voters := 0
+	for _, r := range sh.Replicas {
+		rv := replicaView{ID: r.ID, Node: r.Node, State: "missing"}
+		i := slices.IndexFunc(lead.Members, func(m store.Member) bool { return m.Replica == r.ID })
+		rv.Voter = i >= 0 && lead.Members[i].Voter
+		st, reported := reports[r.ID]
+		switch {
+		case !alive[r.Node]:
+			rv.State = "down"
+		case reported && r.Node == v.Leader:
+			rv.State = "leader"
+		case reported && rv.Voter:
+			rv.State = "follower"
+		case reported:
+			rv.State = "learner"
+		}
+		rv.Applied, rv.LastIndex = st.Applied, st.Last
+		if reported && lead.Commit > st.Applied {
+			rv.Lag = lead.Commit - st.Applied
+		}
+		if rv.Voter && alive[r.Node] {
+			voters++
+		}
+		if rv.State == "down" || rv.State == "missing" {
+			problems = append(problems, fmt.Sprintf("replica %s on node %s is %s", r.ID, r.Node, rv.State))
+		} else if rv.Lag > laggards {
+			problems = append(problems, fmt.Sprintf("replica %s on node %s is %d entries behind", r.ID, r.Node, rv.Lag))
+		}
+		v.Replicas = append(v.Replicas, rv)
+	}
+	slices.SortFunc(v.Replicas, func(a, b replicaView) int { return cmp.Compare(a.Node, b.Node) })
+	switch {
+	case v.Leader == "":
+		problems = append([]string{"no leader: neither reads nor writes"}, problems...)
+	case voters < want && len(problems) == 0:
+		problems = append(problems, fmt.Sprintf("%d of %d voters, growing", voters, want))
+	}
+	v.Problem = strings.Join(problems, "; ")
+	v.Healthy = v.Problem == ""
+	return v
+}
+
+func slotText(ranges []sharding.SlotRange) string {
+	var b strings.Builder
+	for i, r := range ranges {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%d-%d", r.From, r.To)
+	}
+	return b.String()
+}
+
+// uptime of this process.
+func (n *Node) uptime() time.Duration { return time.Since(n.started) }

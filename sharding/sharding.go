@@ -1,0 +1,71 @@
+// Package sharding decides where things belong: which slot a key hashes to,
+// which shard owns a slot, which nodes hold a shard's replicas, who should lead.
+//
+// It only decides. There are no sockets, files, clocks or goroutines here: each
+// function is pure, so that a placement can be tested as a table and two nodes
+// with one map come to one conclusion.
+package sharding
+
+// Slots is the number of hash slots, as in Redis Cluster.
+const Slots = 16384
+
+// Slot is a hash slot, 0..16383.
+type Slot = uint16
+
+// ShardID numbers a shard. Shard 0 also keeps the shard map and the job ledger.
+type ShardID = uint32
+
+// NodeID is the name that a node keeps for life.
+type NodeID = string
+
+// ReplicaID names one replica of one shard for ever: node id, a dot and the
+// map epoch at which it was placed ("n2.7"). A replica that is removed never comes back
+// under its old id, or it could vote twice in one term.
+type ReplicaID = string
+
+// SlotRange is a run of slots, both ends included.
+type SlotRange struct {
+	From Slot `json:"from"`
+	To   Slot `json:"to"`
+}
+
+// Addrs are the addresses at which others reach a node (host:port).
+type Addrs struct {
+	Peer    string `json:"peer"`
+	Client  string `json:"client"`
+	Cluster string `json:"cluster"`
+	HTTP    string `json:"http"`
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	ID    NodeID `json:"id"`
+	Addrs Addrs  `json:"addrs"`
+	// Instance is the random name of the node's data directory: another
+	// directory under the same id is another node, and is refused.
+	Instance string `json:"instance"`
+}
+
+// Replica is a place where a shard is kept.
+type Replica struct {
+	ID   ReplicaID `json:"id"`
+	Node NodeID    `json:"node"`
+}
+
+// Shard is a Raft group and the slots it owns.
+type Shard struct {
+	ID       ShardID     `json:"id"`
+	Slots    []SlotRange `json:"slots"`
+	Replicas []Replica   `json:"replicas"`
+}
+
+// Map is the shard map: an immutable value kept in shard 0, changed only by
+// compare-and-set from one epoch to the next. Nodes and shards are sorted by id.
+type Map struct {
+	ClusterID string `json:"cluster_id"`
+	Epoch     uint64 `json:"epoch"`
+	// ReplicasWanted is how many replicas a shard should have once there are nodes enough.
+	ReplicasWanted int     `json:"replicas_wanted"`
+	Nodes          []Node  `json:"nodes"`
+	Shards         []Shard `json:"shards"`
+}

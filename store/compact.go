@@ -1,0 +1,69 @@
+package store
+
+import (
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// runSnapshots cuts the log when enough has gathered. A snapshot is metadata
+// only and costs two syncs; what it bounds is the time of a start, which reads
+// all entries after it, and the size of the log.
+func (s *Store) runSnapshots() {
+	tick := time.NewTicker(s.cfg.Snapshots.Interval)
+	defer tick.Stop()
+	var entries, bytes uint64 // appended in all, at the last snapshot
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		nowEntries, nowBytes := s.logs.appendedEntries.Load(), s.logs.appendedBytes.Load()
+		if s.snapshot(nowEntries-entries, nowBytes-bytes) {
+			entries, bytes = nowEntries, nowBytes
+		}
+	}
+}
+
+// snapshot takes one if it is due; entries and bytes were appended since the last.
+func (s *Store) snapshot(entries, bytes uint64) bool {
+	r := s.raft()
+	if r == nil {
+		return false
+	}
+	var at uint64
+	if m := s.snaps.latest(); m != nil {
+		at = m.Index
+	}
+	applied := r.AppliedIndex()
+	if applied <= at || applied-at < s.cfg.Snapshots.Entries && bytes < s.cfg.Snapshots.Bytes {
+		return false
+	}
+	select {
+	case s.exclusive <- struct{}{}:
+		defer func() { <-s.exclusive }()
+	default:
+		return false // one is being installed
+	}
+	// Raft keeps a number of entries; ours differ in size by four orders of magnitude.
+	trailing := s.cfg.Snapshots.Trailing
+	if entries > 0 && bytes > 0 {
+		trailing = max(min(trailing, s.cfg.Snapshots.TrailingBytes*entries/bytes), MinTrailing)
+	}
+	conf := r.ReloadableConfig()
+	conf.TrailingLogs = trailing
+	if err := r.ReloadConfig(conf); err != nil {
+		s.log.Warn("set trailing log entries", "err", err)
+	}
+	if err := r.Snapshot().Error(); err != nil {
+		// A change of members, or a transfer, is under way: next time.
+		if !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+			s.log.Debug("no snapshot now", "err", err)
+		}
+		return false
+	}
+	s.log.Debug("snapshot taken", "index", s.snaps.latest().Index, "trailing", trailing)
+	return true
+}

@@ -1,0 +1,38 @@
+// Package store is one node's replica of one shard: a Raft group's member over
+// an fsm.FSM. It is the only place that makes a raft.Raft.
+//
+// # Its loops
+//
+// A Store has one supervisor (Store.run), which replaces the Raft instance when
+// that is the only way out, and one snapshot loop. Each Raft instance has a
+// leadership loop (instance.run) fed by Raft's unbuffered notify channel. While
+// this replica leads, that loop owns a leadership, whose own loop
+// (leadership.run) is the only caller of raft.Apply: it opens the term with a
+// no-op of ours, folds waiting proposals into one log entry after the other, and
+// moves the shard's clock when a key's time comes due. Raft cannot begin a second
+// leadership before the first one's loop has ended, so an entry is never
+// accepted in another term than the one it was made for, and no time counts twice.
+//
+// # Who owns what
+//
+//	Store       the directory, the log, the state machine, the present instance
+//	instance    one raft.Raft, its peers and its leadership loop
+//	leadership  one term in office: queue of proposals, clock, entries in flight
+//	Net         the node's Raft traffic: finds the replica that a frame is for
+//	logStore    the log: monotonic, cached, stops the process when it fails
+//	stableStore term and vote: the term never falls, the vote is one value
+//	snapshots   metadata of our own snapshots, the file of one being received
+//
+// # Certain and uncertain
+//
+// A proposal fails with an error for which transport.Certain holds only if it
+// is proven that no log has it. From the moment that raft may have taken an
+// entry, everything but Raft's own refusals is CodeUncertain, our own time-out
+// included.
+//
+// # Fail-stop
+//
+// An error of the log or of the term store stops the process. After a failed
+// sync nobody knows what is on the disk, and hashicorp/raft would go on with a
+// wrong idea of its log.
+package store

@@ -1,0 +1,324 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/transport"
+)
+
+const (
+	// MaxProposalBytes bounds one proposal: it is one log entry, which must fit a
+	// frame between nodes.
+	MaxProposalBytes = 65 << 20
+	// maxQueueBytes bounds the proposals that wait for their entry, of one shard.
+	maxQueueBytes = 32 << 20
+	// maxQueued bounds their number.
+	maxQueued = 1 << 16
+	// defaultTimeout bounds a call whose context has no deadline.
+	defaultTimeout = 10 * time.Second
+)
+
+// noLimits leaves sizes to the shard, which knows its limits.
+var noLimits = command.Limits{MaxKey: math.MaxInt32, MaxValue: math.MaxInt32}
+
+var errClosed = transport.Errorf(transport.CodeClosed, "replica is closed")
+
+// Propose has the commands committed as one unit, in order, with nothing
+// between them, and returns one result per command and the log index. It joins
+// other proposals in one log entry. Errors are transport errors; if
+// transport.Certain does not hold for one, the commands may have been applied,
+// or may yet be. cmds may be reused when Propose returns.
+func (s *Store) Propose(ctx context.Context, cmds []command.Command) ([]command.Result, uint64, error) {
+	if len(cmds) == 0 {
+		return nil, 0, transport.Errorf(transport.CodeBadRequest, "no commands")
+	}
+	for i := range cmds {
+		// What cannot be encoded must not get as far as the loop that encodes it.
+		var bad *command.BadCommandError
+		if errors.As(cmds[i].Validate(noLimits), &bad) {
+			return nil, 0, transport.Errorf(transport.CodeBadRequest, "%v", bad)
+		}
+	}
+	ctx, cancel := withDefaultTimeout(ctx)
+	defer cancel()
+	l, err := s.leadership(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	p := newProposal(cmds)
+	if p.size > MaxProposalBytes {
+		return nil, 0, transport.Errorf(transport.CodeTooLarge, "%d bytes of commands, limit %d", p.size, MaxProposalBytes)
+	}
+	if err := l.queue.push(p); err != nil {
+		return nil, 0, err
+	}
+	select {
+	case a := <-p.answer:
+		return a.results, a.index, a.err
+	case <-ctx.Done():
+	}
+	if l.queue.forget(p) {
+		return nil, 0, transport.Errorf(transport.CodeTimeout, "the deadline passed before the proposal was logged")
+	}
+	// It is being made into an entry, or the answer is here this moment. cmds are
+	// the caller's again only when they were encoded.
+	select {
+	case <-p.encoded:
+	case a := <-p.answer:
+		return a.results, a.index, a.err
+	}
+	select {
+	case a := <-p.answer:
+		return a.results, a.index, a.err
+	default:
+		return nil, 0, transport.Errorf(transport.CodeUncertain, "no answer from the log before the deadline")
+	}
+}
+
+// Fence returns an index such that a view at or above it shows everything
+// acknowledged before the call: it commits a no-op, folded with its neighbours.
+func (s *Store) Fence(ctx context.Context) (uint64, error) {
+	_, index, err := s.Propose(ctx, []command.Command{{Op: command.OpNoop}})
+	return index, err
+}
+
+// Probe tells whether this replica leads a majority that can commit.
+func (s *Store) Probe(ctx context.Context) error {
+	_, err := s.Fence(ctx)
+	return err
+}
+
+// leadership returns the present leadership once its opening no-op was applied.
+func (s *Store) leadership(ctx context.Context) (*leadership, error) {
+	if s.closing.Load() {
+		return nil, errClosed
+	}
+	l := s.lead.Load()
+	if l == nil {
+		return nil, s.notLeader()
+	}
+	select {
+	case <-l.ready:
+	default:
+		select {
+		case <-l.ready:
+		case <-l.ctx.Done():
+			return nil, s.notLeader()
+		case <-ctx.Done():
+			return nil, transport.Errorf(transport.CodeTimeout, "the new leader could not commit yet")
+		}
+	}
+	return l, nil
+}
+
+func withDefaultTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, defaultTimeout)
+}
+
+// proposal is one call of Propose.
+type proposal struct {
+	cmds []command.Command
+	size int
+	// answer gets one value, from whoever settles the proposal's fate.
+	answer chan answer
+	// encoded is closed when cmds are no longer read.
+	encoded chan struct{}
+	queued  bool // guarded by the queue
+}
+
+type answer struct {
+	results []command.Result
+	index   uint64
+	term    uint64
+	err     error
+}
+
+func newProposal(cmds []command.Command) *proposal {
+	p := &proposal{cmds: cmds, answer: make(chan answer, 1), encoded: make(chan struct{})}
+	for i := range cmds {
+		p.size += cmds[i].Size()
+	}
+	return p
+}
+
+// deliver hands an entry's outcome to its proposals, each its own results.
+func deliver(batch []*proposal, out *outcome, err error) {
+	if err == nil {
+		n := 0
+		for _, p := range batch {
+			n += len(p.cmds)
+		}
+		if n != 0 && n != len(out.results) {
+			err = transport.Errorf(transport.CodeUncertain, "entry %d was applied, its answers are lost", out.index)
+		}
+	}
+	at := 0
+	for _, p := range batch {
+		if err != nil {
+			p.answer <- answer{err: err}
+			continue
+		}
+		next := at + len(p.cmds)
+		p.answer <- answer{results: out.results[at:next:next], index: out.index, term: out.term}
+		at = next
+	}
+}
+
+// queue holds the proposals of one leadership until they go into an entry.
+type queue struct {
+	wake chan struct{} // has a token when something was pushed
+
+	mu    sync.Mutex
+	items []*proposal // in order; some are no longer queued
+	live  int         // how many still are
+	bytes int         // their size
+	err   error       // set by close
+}
+
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+
+// push appends a proposal, or refuses it; a refusal is certain.
+func (q *queue) push(p *proposal) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.err != nil:
+		return q.err
+	case q.live > 0 && q.bytes+p.size > maxQueueBytes, q.live >= maxQueued:
+		return transport.Errorf(transport.CodeBusy, "%d proposals of %d bytes wait already", q.live, q.bytes)
+	}
+	if len(q.items) > 64 && q.live < len(q.items)/2 {
+		keep := q.items[:0]
+		for _, old := range q.items {
+			if old.queued {
+				keep = append(keep, old)
+			}
+		}
+		clear(q.items[len(keep):])
+		q.items = keep
+	}
+	p.queued = true
+	q.items = append(q.items, p)
+	q.live++
+	q.bytes += p.size
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// take removes the oldest proposals up to a size, at least one, and joins their commands.
+func (q *queue) take(maxBytes int) ([]*proposal, []command.Command) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var batch []*proposal
+	n, size, commands := 0, 0, 0
+	for ; n < len(q.items); n++ {
+		p := q.items[n]
+		if !p.queued {
+			continue
+		}
+		if len(batch) > 0 && size+p.size > maxBytes {
+			break
+		}
+		p.queued = false
+		batch = append(batch, p)
+		size += p.size
+		commands += len(p.cmds)
+	}
+	if n == len(q.items) {
+		clear(q.items)
+		q.items = q.items[:0]
+	} else {
+		clear(q.items[:n])
+		q.items = q.items[n:]
+	}
+	q.live -= len(batch)
+	q.bytes -= size
+	if len(batch) == 0 {
+		return nil, nil
+	}
+	cmds := make([]command.Command, 0, commands)
+	for _, p := range batch {
+		cmds = append(cmds, p.cmds...)
+	}
+	return batch, cmds
+}
+
+// forget takes a proposal out; false if it is not in the queue any more.
+func (q *queue) forget(p *proposal) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !p.queued {
+		return false
+	}
+	p.queued = false
+	q.live--
+	q.bytes -= p.size
+	return true
+}
+
+// close refuses what is queued and all that comes.
+func (q *queue) close(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return
+	}
+	q.err = err
+	for _, p := range q.items {
+		if p.queued {
+			p.queued = false
+			p.answer <- answer{err: err}
+		}
+	}
+	q.items, q.live, q.bytes = nil, 0, 0
+}
+
+// wanted knows the batches whose answers this replica waits for. The ids begin
+// at random with each start, so that the replay of our own old entries, and other
+// leaders' entries, are not taken for ours.
+type wanted struct {
+	mu   sync.Mutex
+	next uint64
+	ids  map[uint64]struct{}
+}
+
+func newWanted() *wanted {
+	return &wanted{next: rand.Uint64(), ids: make(map[uint64]struct{})}
+}
+
+func (w *wanted) add() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.next++
+	if w.next == 0 { // means that nobody waits
+		w.next++
+	}
+	w.ids[w.next] = struct{}{}
+	return w.next
+}
+
+func (w *wanted) remove(id uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.ids, id)
+}
+
+// has is called on the FSM goroutine.
+func (w *wanted) has(id uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.ids[id]
+	return ok
+}

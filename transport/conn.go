@@ -1,0 +1,206 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// peerConn is a connection whose hello was accepted.
+type peerConn struct {
+	net.Conn
+	r    *bufio.Reader // of the peerConn itself
+	idle time.Duration // a read that waits longer fails; 0 waits for ever
+	last atomic.Int64  // when bytes last came in, since epoch
+}
+
+// epoch is any moment of the monotonic clock.
+var epoch = time.Now()
+
+func newPeerConn(conn net.Conn) *peerConn {
+	c := &peerConn{Conn: conn}
+	c.last.Store(int64(time.Since(epoch)))
+	c.r = bufio.NewReaderSize(c, readBufferBytes)
+	return c
+}
+
+func (c *peerConn) Read(p []byte) (int, error) {
+	if c.idle > 0 {
+		if err := c.SetReadDeadline(time.Now().Add(c.idle)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.last.Store(int64(time.Since(epoch)))
+	}
+	return n, err
+}
+
+func (c *peerConn) heard() time.Time { return epoch.Add(time.Duration(c.last.Load())) }
+
+// dialer returns how to reach a node: for this node itself a pipe into the
+// same serving code that sockets go to.
+func (t *TCP) dialer(to string) func(context.Context) (net.Conn, error) {
+	if to == t.cfg.Self {
+		return t.dialSelf
+	}
+	return func(ctx context.Context) (net.Conn, error) {
+		addr, err := t.cfg.Resolve(to)
+		if err != nil {
+			return nil, fmt.Errorf("resolve %s: %w", to, err)
+		}
+		return t.cfg.Dial(ctx, addr)
+	}
+}
+
+func (t *TCP) dialSelf(context.Context) (net.Conn, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.started || t.closed {
+		return nil, Errorf(CodeUnavailable, "this node's transport is not running")
+	}
+	ours, theirs := net.Pipe()
+	t.conns[theirs] = struct{}{}
+	t.wg.Go(func() { t.serve(theirs) })
+	return ours, nil
+}
+
+// open connects and says hello. Its errors are numbered, and all certain: no
+// request was sent.
+func (t *TCP) open(ctx context.Context, h hello, dial func(context.Context) (net.Conn, error)) (*peerConn, error) {
+	if t.ctx.Err() != nil {
+		return nil, t.openError(ctx, nil)
+	}
+	raw, err := dial(ctx)
+	if err != nil {
+		return nil, t.openError(ctx, err)
+	}
+	conn := newPeerConn(raw)
+	if !t.remember(conn) {
+		raw.Close()
+		return nil, Errorf(CodeClosed, "this node's transport is closed")
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			t.forget(conn)
+		}
+	}()
+	// Both end the exchange: the deadline of ctx and its being cancelled.
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	h.incarnation, h.sequence = t.incarnation, t.sequence.Add(1)
+	h.cluster, h.clock = t.cfg.ClusterID(), t.clock.now()
+	if h.kind != kindCall {
+		h.from = t.cfg.Self
+	}
+	if len(h.cluster) > maxIDBytes {
+		return nil, Errorf(CodeBadRequest, "cluster id of %d bytes", len(h.cluster))
+	}
+	if _, err := conn.Write(h.appendTo(nil)); err != nil {
+		return nil, t.openError(ctx, fmt.Errorf("say hello: %w", err))
+	}
+	refusal, err := readAnswer(conn.r)
+	if err != nil {
+		return nil, t.openError(ctx, fmt.Errorf("read the answer to hello: %w", err))
+	}
+	if refusal != nil {
+		return nil, refusal
+	}
+	if !stop() {
+		return nil, t.openError(ctx, context.Cause(ctx))
+	}
+	ok = true
+	return conn, nil
+}
+
+// openError numbers what went wrong before a request could be sent.
+func (t *TCP) openError(ctx context.Context, err error) *Error {
+	switch {
+	case t.ctx.Err() != nil:
+		return Errorf(CodeClosed, "this node's transport is closed")
+	case ctx.Err() != nil:
+		return Errorf(CodeUnavailable, "connect: %v", context.Cause(ctx))
+	}
+	return Errorf(CodeUnavailable, "connect: %v", err)
+}
+
+// outbox gathers frames for the one loop that writes them.
+type outbox struct {
+	mu    sync.Mutex
+	buf   []byte
+	spare []byte
+	gen   uint64        // counts the buffers taken
+	wake  chan struct{} // holds one: there is something to take
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) empty() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.buf) == 0
+}
+
+// take returns all frames gathered; what is in them counts as sent.
+func (o *outbox) take() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.takeLocked()
+}
+
+func (o *outbox) takeLocked() []byte {
+	if len(o.buf) == 0 {
+		return nil
+	}
+	b := o.buf
+	o.buf, o.spare = o.spare[:0], nil
+	o.gen++
+	return b
+}
+
+// giveBack returns the buffer of take for reuse.
+func (o *outbox) giveBack(b []byte) {
+	if cap(b) > keepBufferBytes {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.spare = b[:0]
+}
+
+// shrink lets go of the buffers of an outbox that is idle.
+func (o *outbox) shrink() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.buf) == 0 {
+		o.buf, o.spare = nil, nil
+	}
+}
+
+// writeAll writes in pieces, each of which must make progress in time.
+func writeAll(conn net.Conn, b []byte, timeout time.Duration) error {
+	const piece = 256 << 10
+	for len(b) > 0 {
+		n := min(len(b), piece)
+		if err := conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+			return err
+		}
+		if _, err := conn.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}

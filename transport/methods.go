@@ -1,0 +1,24 @@
+package transport
+
+// The methods of the peer protocol. One list, so that no number is used twice.
+const (
+	_                    Method = iota
+	MethodRaftAppend            // store: AppendEntries (in order; heartbeats on LaneControl)
+	MethodRaftVote              // store
+	MethodRaftPreVote           // store
+	MethodRaftTimeoutNow        // store
+	MethodRaftInstall           // store: a stream
+	MethodJoin                  // node: a node asks to be let in, or announces its addresses
+	MethodMap                   // node: fetch the shard map
+	MethodStatus                // node: peers exchange what they lead and hold
+	MethodExec                  // node: commands for a shard, forwarded to its leader
+	MethodScan                  // node: one page of keys
+	MethodRecords               // node: read system records of a shard
+	MethodShardJob              // compute: coordinator → master
+	MethodTask                  // compute: master → worker
+	MethodTaskCancel            // compute
+	MethodShardJobStatus        // compute: coordinator asks a master for progress
+	MethodShardJobCancel        // compute
+	MethodReplicaInfo           // node: one replica's indexes, for status
+	MethodEnd
+)
