@@ -12,13 +12,16 @@ import (
 //	batch    1, id, elapsed ms, commands
 //	commands 1, commands
 //	command  op (1 byte), flags (2, big-endian), slot (2, big-endian), keys, values, int, ttl
+//	         and, with the flag numbered, session, seq, floor
 //	results  1, results
 //	result   kind (1 byte), then: int: int · bytes: bytes · array: results · error: code (1 byte), int, bytes
+//	indexes  1, index for each watched key
 //	init     1, cluster id, shard, slot ranges (2 + 2 each), max key, max value
 const (
 	batchVersion    = 1
 	commandsVersion = 1
 	resultsVersion  = 1
+	indexesVersion  = 1
 	initVersion     = 1
 )
 
@@ -90,17 +93,34 @@ func (c *Command) appendTo(buf []byte) []byte {
 		panic(fmt.Sprintf("command: encode op %d with flags %#x: unknown to this version", c.Op, c.Flags))
 	}
 	buf = append(buf, byte(c.Op))
-	buf = binary.BigEndian.AppendUint16(buf, uint16(c.Flags))
+	flags := c.Flags
+	if c.Session != 0 {
+		flags |= flagNumbered
+	}
+	buf = binary.BigEndian.AppendUint16(buf, uint16(flags))
 	buf = binary.BigEndian.AppendUint16(buf, c.Slot)
 	buf = appendList(buf, c.Keys)
 	buf = appendList(buf, c.Values)
 	buf = binary.AppendVarint(buf, c.Int)
-	return binary.AppendVarint(buf, c.TTL)
+	buf = binary.AppendVarint(buf, c.TTL)
+	if c.Session != 0 {
+		buf = binary.AppendUvarint(buf, c.Session)
+		buf = binary.AppendUvarint(buf, c.Seq)
+		buf = binary.AppendUvarint(buf, c.Floor)
+	}
+	return buf
 }
+
+// flagNumbered says in the format that session, seq and floor follow.
+const flagNumbered Flags = 1 << 15
 
 // Size is the number of bytes that the command takes in a batch.
 func (c *Command) Size() int {
-	return 1 + 2 + 2 + listSize(c.Keys) + listSize(c.Values) + varintSize(c.Int) + varintSize(c.TTL)
+	n := 1 + 2 + 2 + listSize(c.Keys) + listSize(c.Values) + varintSize(c.Int) + varintSize(c.TTL)
+	if c.Session != 0 {
+		n += uvarintSize(c.Session) + uvarintSize(c.Seq) + uvarintSize(c.Floor)
+	}
+	return n
 }
 
 func appendList(buf []byte, list [][]byte) []byte {
@@ -133,14 +153,18 @@ func uvarintSize(v uint64) int {
 
 func varintSize(v int64) int { return uvarintSize(uint64(v)<<1 ^ uint64(v>>63)) }
 
-// AppendResults appends results as the leader's node sends them back. An array
-// holds no arrays: a nested one panics.
+// maxDepth is how deep arrays may lie in arrays: an OpMulti answers with one
+// array, in which an OpMGet's lies.
+const maxDepth = 2
+
+// AppendResults appends results as the leader's node sends them back. Arrays
+// deeper than maxDepth panic.
 func AppendResults(buf []byte, rs []Result) []byte {
 	buf = append(buf, resultsVersion)
-	return appendResults(buf, rs, false)
+	return appendResults(buf, rs, 0)
 }
 
-func appendResults(buf []byte, rs []Result, nested bool) []byte {
+func appendResults(buf []byte, rs []Result, depth int) []byte {
 	buf = binary.AppendUvarint(buf, uint64(len(rs)))
 	for i := range rs {
 		r := &rs[i]
@@ -152,10 +176,10 @@ func appendResults(buf []byte, rs []Result, nested bool) []byte {
 		case KindBytes:
 			buf = appendBytes(buf, r.Bytes)
 		case KindArray:
-			if nested {
-				panic("command: encode results: an array inside an array")
+			if depth == maxDepth {
+				panic("command: encode results: arrays too deep")
 			}
-			buf = appendResults(buf, r.Array, true)
+			buf = appendResults(buf, r.Array, depth+1)
 		case KindError:
 			buf = append(buf, byte(r.Code))
 			buf = binary.AppendVarint(buf, r.Int)
@@ -171,7 +195,7 @@ func appendResults(buf []byte, rs []Result, nested bool) []byte {
 func DecodeResults(data []byte) ([]Result, error) {
 	d := decoder{what: "results", data: data}
 	d.version(resultsVersion)
-	rs := d.results(false)
+	rs := d.results(0)
 	d.end()
 	if d.err != nil {
 		return nil, d.err
@@ -376,6 +400,8 @@ func (d *decoder) commands() []Command {
 		c := &cmds[i]
 		c.Op = Op(d.byte())
 		c.Flags = Flags(d.uint16())
+		numbered := c.Flags&flagNumbered != 0
+		c.Flags &^= flagNumbered
 		if d.err == nil && (c.Op == 0 || c.Op >= opEnd || c.Flags&^allFlags != 0) {
 			d.fail(fmt.Sprintf("op %d with flags %#x is unknown to this version", c.Op, c.Flags))
 		}
@@ -384,6 +410,12 @@ func (d *decoder) commands() []Command {
 		c.Values = d.list()
 		c.Int = d.varint()
 		c.TTL = d.varint()
+		if numbered {
+			if c.Session = d.uvarint(); c.Session == 0 {
+				d.fail("numbered in session 0")
+			}
+			c.Seq, c.Floor = d.uvarint(), d.uvarint()
+		}
 		if d.err != nil {
 			return nil
 		}
@@ -391,7 +423,37 @@ func (d *decoder) commands() []Command {
 	return cmds
 }
 
-func (d *decoder) results(nested bool) []Result {
+// AppendIndexes appends the indexes of watched keys, for OpMulti.
+func AppendIndexes(buf []byte, indexes []uint64) []byte {
+	buf = append(buf, indexesVersion)
+	for _, i := range indexes {
+		buf = binary.AppendUvarint(buf, i)
+	}
+	return buf
+}
+
+// DecodeIndexes reads n indexes that AppendIndexes wrote.
+func DecodeIndexes(data []byte, n int) ([]uint64, error) {
+	d := decoder{what: "indexes", data: data}
+	d.version(indexesVersion)
+	if n > d.left() {
+		d.fail(fmt.Sprintf("%d indexes cannot fit in %d bytes", n, d.left()))
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	indexes := make([]uint64, n)
+	for i := range indexes {
+		indexes[i] = d.uvarint()
+	}
+	d.end()
+	if d.err != nil {
+		return nil, d.err
+	}
+	return indexes, nil
+}
+
+func (d *decoder) results(depth int) []Result {
 	n := d.count(1)
 	if n == 0 || d.err != nil {
 		return nil
@@ -407,10 +469,10 @@ func (d *decoder) results(nested bool) []Result {
 		case KindBytes:
 			r.Bytes = d.bytes()
 		case KindArray:
-			if nested {
-				d.fail("an array inside an array")
+			if depth == maxDepth {
+				d.fail("arrays too deep")
 			} else {
-				r.Array = d.results(true)
+				r.Array = d.results(depth + 1)
 			}
 		case KindError:
 			r.Code = Code(d.byte())

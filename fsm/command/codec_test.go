@@ -24,6 +24,8 @@ func TestGoldenBytes(t *testing.T) {
 		{Op: OpMSet, Slot: 1, Keys: [][]byte{b("a"), b("b")}, Values: [][]byte{b("1"), {}}},
 		{Op: OpIncr, Slot: 16383, Keys: [][]byte{{0}}, Int: -3},
 		{Op: OpRecordDelete, Keys: [][]byte{b("job/1")}, Int: -1},
+		{Op: OpDel, Slot: 5, Keys: [][]byte{b("k")}, Session: 3<<48 | 1, Seq: 300, Floor: 299},
+		{Op: OpMulti, Slot: 5, Keys: [][]byte{b("w")}, Values: [][]byte{AppendCommands(nil, nil), AppendIndexes(nil, []uint64{128})}},
 	}}
 	in := Init{ClusterID: "c1", Shard: 3, Slots: []SlotRange{{0, 99}, {200, 16383}}, Limits: DefaultLimits()}
 	results := []Result{Nil(), OK(), Int(-2), Bytes(b("v")), Bytes(nil), Array([]Result{Nil(), Bytes(b("x"))}),
@@ -33,12 +35,14 @@ func TestGoldenBytes(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{"batch", batch.AppendTo(nil), "01ac020705" +
+		{"batch", batch.AppendTo(nil), "01ac020707" +
 			"01000000000000" + "0000" +
 			"090005" + "2f96" + "0103666f6f" + "0103626172" + "00" + "b817" +
 			"0a0000" + "0001" + "0201610162" + "02013100" + "00" + "00" +
 			"0c0000" + "3fff" + "010100" + "00" + "05" + "00" +
-			"140000" + "0000" + "01056a6f622f31" + "00" + "01" + "00"},
+			"140000" + "0000" + "01056a6f622f31" + "00" + "01" + "00" +
+			"0b8000" + "0005" + "01016b" + "00" + "00" + "00" + "818080808080c001" + "ac02" + "ab02" +
+			"170000" + "0005" + "010177" + "02" + "020100" + "03018001" + "00" + "00"},
 		{"init", in.Encode(), "01" + "026331" + "03" + "02" + "00000063" + "00c83fff" + "8008" + "808040"},
 		{"results", AppendResults(nil, results), "01" + "08" + "00" + "01" + "0203" + "030176" + "0300" + "0402" + "00" + "030178" +
 			"0502" + "00" + "00" + "0507" + "12" + "03776879"},
@@ -50,8 +54,8 @@ func TestGoldenBytes(t *testing.T) {
 	// The numbers of ops, flags, kinds and codes are as fixed as the bytes.
 	for _, n := range []struct{ got, want int }{
 		{int(OpNoop), 1}, {int(OpInit), 2}, {int(OpGet), 3}, {int(OpTTL), 8}, {int(OpSet), 9}, {int(OpPersist), 18},
-		{int(OpRecordSet), 19}, {int(OpRecordDelete), 20}, {int(FlagIfAbsent), 1}, {int(FlagIfShorter), 512},
-		{int(KindError), 5}, {int(CodeNotInteger), 1}, {int(CodeBadCommand), 9},
+		{int(OpRecordSet), 19}, {int(OpRecordDelete), 20}, {int(OpSessionOpen), 21}, {int(OpMulti), 23}, {int(FlagIfAbsent), 1}, {int(FlagIfShorter), 512},
+		{int(KindError), 5}, {int(CodeNotInteger), 1}, {int(CodeBadCommand), 9}, {int(CodeSessionUnknown), 10}, {int(CodeSessionFull), 12},
 	} {
 		if n.got != n.want {
 			t.Errorf("a number changed: %d, was %d", n.got, n.want)
@@ -77,6 +81,9 @@ func randomCommand(r *rand.Rand) Command {
 	}
 	c.Int = []int64{0, 1, -1, math.MaxInt64, math.MinInt64, r.Int64()}[r.IntN(6)]
 	c.TTL = []int64{0, 1, -1, math.MaxInt64, math.MinInt64, r.Int64()}[r.IntN(6)]
+	if r.IntN(2) == 0 {
+		c.Session, c.Seq, c.Floor = 1+r.Uint64()>>r.IntN(64), r.Uint64()>>r.IntN(64), r.Uint64()>>r.IntN(64)
+	}
 	return c
 }
 
@@ -109,7 +116,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Fatalf("cut to %d of %d bytes: error is %v", cut, len(data), err)
 		}
 	}
-	results := []Result{Nil(), OK(), Int(5), Bytes([]byte{}), Array([]Result{Int(1), Err(CodeNaN)}),
+	results := []Result{Nil(), OK(), Int(5), Bytes([]byte{}), Array([]Result{Int(1), Err(CodeNaN), Array([]Result{Nil()})}),
 		{Kind: KindError, Code: CodeTooLarge, Int: 1024, Bytes: b("k")}}
 	data := AppendResults(nil, results)
 	got, err := DecodeResults(data)
@@ -163,7 +170,8 @@ func TestMalformed(t *testing.T) {
 		{"count of 2^64-1", cat(head, huge, bytes.Repeat([]byte{1}, 64)), "cannot fit"},
 		{"op 0", cat(head, []byte{1}, cmd(0, 0, 0, 0, 0, 0, 0)), "op 0"},
 		{"op from the future", cat(head, []byte{1}, cmd(byte(opEnd), 0, 0, 0, 0, 0, 0)), "unknown to this version"},
-		{"flag from the future", cat(head, []byte{1}, cmd(9, 0x80, 0, 0, 0, 0, 0)), "unknown to this version"},
+		{"flag from the future", cat(head, []byte{1}, cmd(9, 0x40, 0, 0, 0, 0, 0)), "unknown to this version"},
+		{"numbered in session 0", cat(head, []byte{1}, cmd(9, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 1)), "session 0"},
 		{"key count 2^64-1", cat(head, []byte{1}, cmd(3, 0, 0), huge, []byte{0, 0, 0}), "cannot fit"},
 		{"key length 2^64-1", cat(head, []byte{1}, cmd(3, 0, 0, 1), huge, []byte{0, 0, 0}), "cannot fit"},
 		{"bytes after the end", cat(head, []byte{0, 9}), "1 bytes too many"},
@@ -180,7 +188,7 @@ func TestMalformed(t *testing.T) {
 	}{
 		{"version", []byte{2, 0}, "version 2 is unknown"},
 		{"unknown kind", []byte{1, 1, 6}, "unknown kind 6"},
-		{"array in an array", []byte{1, 1, 4, 1, 4, 0}, "array inside an array"},
+		{"arrays too deep", []byte{1, 1, 4, 1, 4, 1, 4, 0}, "arrays too deep"},
 		{"count of 2^64-1", cat([]byte{1}, huge), "cannot fit"},
 		{"array of 2^64-1", cat([]byte{1, 1, 4}, huge), "cannot fit"},
 		{"length of 2^64-1", cat([]byte{1, 1, 3}, huge), "cannot fit"},
@@ -217,7 +225,7 @@ func TestEncodeRefusesTheUnknown(t *testing.T) {
 		"op 0":         func() { AppendCommands(nil, []Command{{}}) },
 		"unknown op":   func() { AppendCommands(nil, []Command{{Op: opEnd}}) },
 		"unknown flag": func() { AppendCommands(nil, []Command{{Op: OpSet, Flags: 1 << 15}}) },
-		"deep array":   func() { AppendResults(nil, []Result{Array([]Result{Array(nil)})}) },
+		"deep array":   func() { AppendResults(nil, []Result{Array([]Result{Array([]Result{Array(nil)})})}) },
 		"unknown kind": func() { AppendResults(nil, []Result{{Kind: 77}}) },
 	} {
 		func() {

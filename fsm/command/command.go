@@ -55,6 +55,23 @@ const (
 	// it is if Int < 0 → Int 1, 0 if there was none, or CodeConflict.
 	OpRecordDelete
 
+	// Exactly-once writes (Raft thesis, 6.3): see Command.Session.
+
+	// OpSessionOpen makes a session known to the shard. Int 0: a new one → Int: its
+	// id, which no session will have again. Otherwise the session of that id, which another
+	// shard has made → Int, or CodeSessionExpired if it was here and is gone.
+	OpSessionOpen
+	// OpSessionCheck is a read: does this shard know session Int? → Int 1, or
+	// CodeSessionUnknown or CodeSessionExpired.
+	OpSessionCheck
+
+	// OpMulti carries out several commands on one slot with nothing between them,
+	// unless a watched key has changed: Values[0] are the commands (AppendCommands), Keys the
+	// watched keys, Values[1] their indexes (AppendIndexes): a key that was
+	// changed, made or removed by an entry above its index stops all of it. → Array of
+	// results, or Nil if a watched key has changed.
+	OpMulti
+
 	opEnd // one past the last
 )
 
@@ -87,6 +104,18 @@ type Command struct {
 	Int    int64
 	// TTL in milliseconds of the shard's clock; 0 for none (OpSet, OpGetEx).
 	TTL int64
+
+	// Session, if it is not 0, makes a write exactly-once: the shard carries out
+	// the first command with this Session, Seq and Slot and answers every further one
+	// with the first one's result. A session the shard does not know: CodeSessionUnknown; one that it has
+	// forgotten, or a Seq below the session's Floor: CodeSessionExpired. Neither is carried out.
+	Session uint64
+	// Seq numbers the session's commands. The parts of one request, each of
+	// another slot, have one number.
+	Seq uint64
+	// Floor is the lowest number whose answer the client may still want; what is
+	// below may be forgotten. It is at most Seq.
+	Floor uint64
 }
 
 // Batch is one log entry.
@@ -149,6 +178,14 @@ const (
 	CodeConflict           // a record's revision differs; Int is the present one
 	CodeUninitialized      // the shard has no identity yet
 	CodeBadCommand         // malformed: wrong number of keys or values
+	// CodeSessionUnknown: the session was never opened in this shard. Not carried out.
+	CodeSessionUnknown
+	// CodeSessionExpired: the session, or the number, was here and is forgotten. Not
+	// carried out now; whether it was before is unknown.
+	CodeSessionExpired
+	// CodeSessionFull: the session has too many numbers whose answers it did not
+	// give up. Not carried out.
+	CodeSessionFull
 )
 
 // Result is the answer to one command.
@@ -169,4 +206,9 @@ func Err(c Code) Result       { return Result{Kind: KindError, Code: c} }
 func Array(r []Result) Result { return Result{Kind: KindArray, Array: r} }
 
 // IsRead says whether the command changes nothing.
-func (op Op) IsRead() bool { return op == OpNoop || (op >= OpGet && op <= OpTTL) }
+func (op Op) IsRead() bool {
+	return op == OpNoop || (op >= OpGet && op <= OpTTL) || op == OpSessionCheck
+}
+
+// SessionOrigin is the shard that made a session: its id's upper 16 bits.
+func SessionOrigin(session uint64) (shard uint32) { return uint32(session >> 48) }

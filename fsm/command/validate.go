@@ -41,10 +41,12 @@ type BadCommandError struct {
 
 func (e *BadCommandError) Error() string { return fmt.Sprintf("bad %v command: %s", e.Op, e.Reason) }
 
-// many stands for one or more keys; perKey for as many values as keys.
+// many stands for one or more keys, any0 for none or more; perKey for as many
+// values as keys.
 const (
 	many   = -1
 	perKey = -2
+	any0   = -3
 )
 
 // shapes says for each op how many keys and values it takes and which flags.
@@ -73,6 +75,9 @@ var shapes = [opEnd]struct {
 	OpPersist:      {name: "persist", keys: 1},
 	OpRecordSet:    {name: "recordset", keys: 1, values: 1},
 	OpRecordDelete: {name: "recorddelete", keys: 1},
+	OpSessionOpen:  {name: "sessionopen"},
+	OpSessionCheck: {name: "sessioncheck"},
+	OpMulti:        {name: "multi", keys: any0, values: 2},
 }
 
 // String is the op's name, for logs and errors.
@@ -94,7 +99,7 @@ func (c *Command) Validate(l Limits) error {
 	switch {
 	case s.keys == many && len(c.Keys) == 0:
 		return c.bad("it needs at least one key")
-	case s.keys != many && len(c.Keys) != s.keys:
+	case s.keys >= 0 && len(c.Keys) != s.keys:
 		return c.bad("wrong number of keys")
 	}
 	values := s.values
@@ -123,6 +128,12 @@ func (c *Command) Validate(l Limits) error {
 			return &LimitError{What: "key", Size: len(k), Max: int(l.MaxKey)}
 		}
 	}
+	if c.Session != 0 && (c.Op.IsRead() || c.Seq == 0 || c.Floor > c.Seq) {
+		return c.bad("it is numbered wrongly")
+	}
+	if c.Op == OpMulti {
+		return c.validateMulti(l)
+	}
 	what, limit := "value", int(l.MaxValue)
 	if c.Op == OpRecordSet || c.Op == OpInit {
 		what, limit = "record", MaxRecord
@@ -131,6 +142,33 @@ func (c *Command) Validate(l Limits) error {
 		if len(v) > limit {
 			return &LimitError{What: what, Size: len(v), Max: limit}
 		}
+	}
+	return nil
+}
+
+// MaxMulti bounds the commands of one OpMulti, and its watched keys.
+const MaxMulti = 10_000
+
+// validateMulti looks into an OpMulti: plain commands on keys of its own slot.
+func (c *Command) validateMulti(l Limits) error {
+	inner, err := DecodeCommands(c.Values[0])
+	if err != nil {
+		return c.bad(err.Error())
+	}
+	if len(inner) > MaxMulti || len(c.Keys) > MaxMulti {
+		return &LimitError{What: "number of commands or watched keys", Size: max(len(inner), len(c.Keys)), Max: MaxMulti}
+	}
+	for i := range inner {
+		in := &inner[i]
+		if in.Op < OpGet || in.Op > OpPersist || in.Session != 0 || in.Slot != c.Slot {
+			return c.bad(fmt.Sprintf("%v cannot be part of it", in.Op))
+		}
+		if err := in.Validate(l); err != nil {
+			return err
+		}
+	}
+	if _, err := DecodeIndexes(c.Values[1], len(c.Keys)); err != nil {
+		return c.bad(err.Error())
 	}
 	return nil
 }
@@ -178,6 +216,12 @@ func (c Code) String() string {
 		return "the shard has no identity yet"
 	case CodeBadCommand:
 		return "malformed command"
+	case CodeSessionUnknown:
+		return "the session was never opened here"
+	case CodeSessionExpired:
+		return "the session or the number is forgotten"
+	case CodeSessionFull:
+		return "too many numbers of the session wait for their answers to be given up"
 	}
 	return fmt.Sprintf("code(%d)", uint8(c))
 }
