@@ -34,7 +34,7 @@ var rules = []rule{
 	{"transport/transporttest", []string{"transport"}, nil, "the in-memory twin of transport and nothing more"},
 	{"compute/job", nil, nil, "a client knows jobs without knowing how they are computed"},
 	{"fsm/planted", nil, nil, "bugs are planted in every layer, so what plants them depends on none"},
-	{"fsm", []string{"fsm/command", "fsm/planted"}, []string{"github.com/hashicorp/raft", "go.etcd.io/bbolt"},
+	{"fsm", []string{"fsm/command", "fsm/planted"}, []string{"github.com/hashicorp/raft", "go.etcd.io/bbolt", "github.com/tidwall/btree"},
 		"apply depends on nothing but entries and its own file, or replicas diverge"},
 	{"store", []string{"fsm", "fsm/command", "fsm/planted", "transport"},
 		[]string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2", "go.etcd.io/bbolt", "github.com/hashicorp/go-hclog", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-metrics/compat"},
