@@ -77,7 +77,9 @@ func (h *httpServer) guard(next http.Handler) http.Handler {
 			return
 		}
 		if origin := r.Header.Get("Origin"); origin != "" {
-			if u, err := url.Parse(origin); err != nil || !h.ours(u.Host) {
+			// The very port: whatever else serves pages on this machine is a stranger.
+			// "null" (a sandboxed frame, a file) has no host.
+			if u, err := url.Parse(origin); err != nil || u.Host == "" || u.Host != r.Host {
 				httpError(w, http.StatusForbidden, fmt.Errorf("requests from pages of %s are refused", origin))
 				return
 			}
@@ -169,10 +171,18 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 		return nil, false
 	}
 	for _, res := range results {
-		if res.Kind == command.KindError {
-			httpError(w, http.StatusConflict, errors.New(res.Code.String()))
-			return nil, false
+		if res.Kind != command.KindError {
+			continue
 		}
+		switch res.Code {
+		case command.CodeWrongShard, command.CodeUninitialized: // nothing was done, and may be later
+			h.fail(w, transport.Errorf(transport.CodeUnavailable, "%v", res.Code))
+		case command.CodeTooLarge: // by the shard's own limits
+			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("over the limit of %d bytes", res.Int))
+		default:
+			httpError(w, http.StatusConflict, errors.New(res.Code.String()))
+		}
+		return nil, false
 	}
 	w.Header().Set("Abacus-Shard", strconv.FormatUint(uint64(shard), 10))
 	w.Header().Set("Abacus-Index", strconv.FormatUint(index, 10))

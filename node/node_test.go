@@ -386,6 +386,11 @@ func TestHTTP(t *testing.T) {
 	expect(413, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20+1))
 	expect(204, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20))
 	expect(405, "PATCH", "/v1/kv/k", "")
+	// Only pages of this very port may call: not another server on this machine.
+	expect(200, "GET", "/livez", "", "Origin", base)
+	for _, origin := range []string{"null", "http://localhost:3000", "http://127.0.0.1", "http://evil.example"} {
+		expect(403, "GET", "/livez", "", "Origin", origin)
+	}
 
 	// Pages of other origins, and names that were rebound to this address, get nothing.
 	expect(403, "GET", "/v1/status", "", "Host", "evil.example")
