@@ -157,6 +157,26 @@ func TestNeverReads(t *testing.T) {
 	until(t, "the connection is cut", func() bool { return s.Stats().Clients == 0 })
 }
 
+// TestWritesNeedNoReplyRoom: while others' replies take all the room there is,
+// reads wait for it in vain, and writes go on.
+func TestWritesNeedNoReplyRoom(t *testing.T) {
+	cl := newCluster(t, 1, 1)
+	s, addr := serve(t, Config{CommandTimeout: 300 * time.Millisecond}, cl.node("n1"))
+	if err := s.replies.Acquire(t.Context(), s.cfg.MaxReplyBytes); err != nil {
+		t.Fatal(err)
+	}
+	defer s.replies.Release(s.cfg.MaxReplyBytes)
+	reader, writer := dial(t, addr), dial(t, addr)
+	reader.send("GET k")
+	until(t, "the GET is in", func() bool { return s.Stats().Commands == 1 })
+	if got := writer.one("SET k 1"); got != "+OK" {
+		t.Errorf("SET: %s", got)
+	}
+	if got := reader.read(); !strings.HasPrefix(got, "-TRYAGAIN") {
+		t.Errorf("GET: %s", got)
+	}
+}
+
 // TestShutdown: what is in flight is answered, who is idle is closed, a job's
 // waiter does not hold the node up, and a backend that hangs is cut off.
 func TestShutdown(t *testing.T) {
