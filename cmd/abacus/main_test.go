@@ -530,6 +530,7 @@ func TestJobCommands(t *testing.T) {
 	}
 	for _, verb := range []string{"status", "wait", "result", "cancel"} {
 		check(t, c, "", "no such job", 4, "job", verb, "nosuch")
+		check(t, c, "", "abacus job list", 4, "job", verb, "nosuch")
 	}
 }
 
