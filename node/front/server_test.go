@@ -141,6 +141,18 @@ func TestBufferBudget(t *testing.T) {
 	until(t, "the bytes are given back", func() bool { return s.Stats().Buffered == 0 })
 }
 
+// TestArgumentsAreCharged: arguments take more memory than they have bytes, and
+// the budget counts that.
+func TestArgumentsAreCharged(t *testing.T) {
+	s, addr := serve(t, Config{MaxBufferedBytes: 8 << 20}, newCluster(t, 1, 1).node("n1"))
+	c := dial(t, addr)
+	go io.WriteString(c.nc, "*1000000\r\n"+strings.Repeat("$0\r\n\r\n", 300_000)) // under 2 MiB
+	if got := c.read(); got != "-ERR this node holds too many bytes of unfinished requests" {
+		t.Errorf("got %q", got)
+	}
+	until(t, "the bytes are given back", func() bool { return s.Stats().Buffered == 0 })
+}
+
 // TestNeverReads: who sends and never reads is cut off, and its commands do not
 // pile up.
 func TestNeverReads(t *testing.T) {
