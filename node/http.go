@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -55,7 +56,12 @@ func newHTTPServer(n *Node) *httpServer {
 	return h
 }
 
+// maxHTTPConns bounds the open HTTP connections, and with them the bodies held (1 MiB
+// each). One more waits until another ends, as idle ones do by their time-out.
+const maxHTTPConns = 1024
+
 func (h *httpServer) serve(l net.Listener) error {
+	l = &limitListener{Listener: l, room: make(chan struct{}, maxHTTPConns), closed: make(chan struct{})}
 	if err := h.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
@@ -67,6 +73,44 @@ func (h *httpServer) shutdown(ctx context.Context) error {
 		return h.srv.Close()
 	}
 	return nil
+}
+
+// limitListener accepts as many connections at once as room has places.
+type limitListener struct {
+	net.Listener
+	room   chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	select {
+	case l.room <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.room
+		return nil, err
+	}
+	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.room })}, nil
+}
+
+func (l *limitListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// limitedConn gives its place back when it is closed.
+type limitedConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
 
 // guard refuses requests that name another host or come from another origin.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -417,6 +418,54 @@ func TestHTTP(t *testing.T) {
 	if text, _ := expect(200, "GET", "/v1/jobs", ""); !strings.Contains(text, id.ID) {
 		t.Fatalf("list: %s", text)
 	}
+}
+
+// No more connections than there is room for are taken; one that ends makes
+// room, and Close ends a wait for it.
+func TestLimitListener(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &limitListener{Listener: inner, room: make(chan struct{}, 1), closed: make(chan struct{})}
+	accepted := make(chan net.Conn)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 3 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	first := <-accepted
+	select {
+	case <-accepted:
+		t.Fatal("a second one was taken")
+	case <-time.After(20 * time.Millisecond):
+	}
+	first.Close()
+	first.Close() // gives one place back, not two
+	second := <-accepted
+	select {
+	case <-accepted:
+		t.Fatal("a third one was taken")
+	case <-time.After(20 * time.Millisecond):
+	}
+	l.Close()
+	l.Close()
+	if c, ok := <-accepted; ok {
+		t.Fatalf("accepted %v after Close", c.RemoteAddr())
+	}
+	second.Close()
 }
 
 // A pipeline longer than one proposal is carried out in order.
