@@ -47,6 +47,7 @@ type Node struct {
 	transport *transport.TCP
 	net       *store.Net
 	host      *host
+	stays     stays
 	peers     *peers
 	jobs      *compute.Jobs
 	worker    *compute.Worker

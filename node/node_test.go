@@ -420,6 +420,29 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
+// A leadership that comes back soon after it was handed over stays longer each
+// time; one that was not handed over, or long ago, does not.
+func TestStays(t *testing.T) {
+	var s stays
+	now := time.Now()
+	for i, step := range []struct {
+		after time.Duration // the last hand-over
+		want  time.Duration
+	}{
+		{0, minStay}, {5 * time.Second, 2 * minStay}, {5 * time.Second, 4 * minStay}, {5 * time.Second, 8 * minStay}, {5 * time.Second, 16 * minStay},
+		{5 * time.Second, 32 * minStay}, {5 * time.Second, maxStay}, {5 * time.Second, maxStay}, {returnedWithin + 1, minStay}, {5 * time.Second, 2 * minStay},
+	} {
+		now = now.Add(step.after)
+		if got := s.begin(3, now); got != step.want {
+			t.Errorf("step %d: stays %v, want %v", i, got, step.want)
+		}
+		if got := s.begin(4, now); got != minStay {
+			t.Errorf("step %d: another shard stays %v", i, got)
+		}
+		s.handOver(3, now)
+	}
+}
+
 // No more connections than there is room for are taken; one that ends makes
 // room, and Close ends a wait for it.
 func TestLimitListener(t *testing.T) {
