@@ -86,6 +86,7 @@ func TestUsage(t *testing.T) {
 		{"unknown command \"nosuch\" for \"abacus\"", []string{"nosuch"}},
 		{"unknown command \"nosuch\" for \"abacus dev\"", []string{"dev", "nosuch"}},
 		{"usage: abacus job COMMAND", []string{"job", "nosuch", "--", "more"}},
+		{"dev up takes no arguments, received 3", []string{"dev", "up", "3"}},
 		{"unknown command", []string{"completion", "nosuch"}},
 		{"unknown command", []string{"help", "nosuch"}},
 		{"unknown command", []string{"help", "job", "nosuch"}},
