@@ -317,11 +317,12 @@ func (c *conn) hangUp(err error) {
 	default:
 		return // the client went away, or we are stopping
 	}
+	// What it sent is of no use any more, and it may take its time to read this.
+	c.r = nil
+	c.in.release()
 	if c.w.Flush() != nil {
 		return
 	}
-	c.in.release()
-	c.r = nil // and with it the bytes
 	// Closing a socket with unread bytes resets it, and the reset overtakes
 	// the reply: take in what the client is still sending, for a moment.
 	if tcp, ok := c.nc.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
