@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,8 @@ type replicaStatus struct {
 	Commit  uint64          `json:"commit"`
 	Applied uint64          `json:"applied"`
 	Records int64           `json:"records"`
+	// Voter is what the replica itself knows of its vote, for when nobody leads.
+	Voter bool `json:"voter,omitempty"`
 	// Members is the Raft configuration, told by the leader only.
 	Members []store.Member `json:"members,omitempty"`
 }
@@ -232,6 +235,7 @@ func describe(st *store.Store) replicaStatus {
 		r.Records = v.Stored()
 		v.Close()
 	}
+	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads {
 		r.Members = s.Members
 	}
