@@ -66,7 +66,7 @@ func (a *applier) state(durable uint64) *state {
 	if a.deadlineLoose {
 		a.findDeadline()
 	}
-	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, init: a.init}
+	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, init: a.init}
 }
 
 // entry applies one log entry.

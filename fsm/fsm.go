@@ -134,6 +134,7 @@ type state struct {
 	term     uint64 // of the last entry applied
 	clock    int64
 	deadline int64 // the earliest; noDeadline if there is none
+	records  int64 // stored, with those that have ended and are not purged yet
 	init     *command.Init
 }
 
@@ -241,6 +242,9 @@ func (f *FSM) DurableIndex() uint64 { return f.st.Load().durable }
 
 // LastTerm is the term of the last command entry applied.
 func (f *FSM) LastTerm() uint64 { return f.st.Load().term }
+
+// Stored is the number of keys, with those that have ended and are not purged yet.
+func (f *FSM) Stored() int64 { return f.st.Load().records }
 
 // Clock is the shard's time in milliseconds.
 func (f *FSM) Clock() int64 { return f.st.Load().clock }

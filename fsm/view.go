@@ -131,10 +131,6 @@ func (v *View) Counts() (records, bytes int64) {
 	return v.head.total.records - v.endedTotal.records, v.head.total.bytes - v.endedTotal.bytes
 }
 
-// Stored is the number of keys in the file, with those that have ended and are
-// not purged yet: it takes no walk over them.
-func (v *View) Stored() int64 { return v.head.total.records }
-
 // countEnded finds the keys that have ended and are not purged yet. Usually
 // there are none, and the first deadline tells.
 func (v *View) countEnded() {

@@ -230,11 +230,7 @@ func (n *Node) statusJSON() []byte {
 func describe(st *store.Store) replicaStatus {
 	s := st.Status()
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
-		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied}
-	if v, err := st.View(); err == nil {
-		r.Records = v.Stored()
-		v.Close()
-	}
+		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads {
 		r.Members = s.Members
