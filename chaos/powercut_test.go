@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -142,6 +143,8 @@ var cutNames = [cutMoments]string{"under load", "at a start", "at a stop"}
 type powerReport struct {
 	took time.Duration
 	cuts [cutMoments]int
+	// stopping: cuts at a stop that came before every node had ended.
+	stopping int
 	// bit: cuts that are seen to have lost bytes that were not synced, on every disk.
 	bit int
 	// compared are the cuts before and after which all files were read; of those, reverted had
@@ -164,9 +167,9 @@ func (r *powerReport) allCuts() (n int) {
 
 func (r *powerReport) String() string {
 	n := r.allCuts()
-	return fmt.Sprintf("%d cuts in %v, %.1f a second (%d under load, %d at a start, %d at a stop); %d of them lost unsynced bytes; of %d whose files were compared %d lost pages of the database, %d in all\n"+
+	return fmt.Sprintf("%d cuts in %v, %.1f a second (%d under load, %d at a start, %d at a stop and %d of these before its end); %d of all lost unsynced bytes; of %d whose files were compared %d lost pages of the database, %d in all\n"+
 		"%d writes acknowledged, none lost unless said below; of those without an answer %d survived and %d did not; %d values judged after %d starts, %d reads under load; the slowest start took %v",
-		n, r.took.Round(time.Second), float64(n)/r.took.Seconds(), r.cuts[cutUnderLoad], r.cuts[cutAtStart], r.cuts[cutAtStop], r.bit, r.compared, r.reverted, r.lostPages,
+		n, r.took.Round(time.Second), float64(n)/r.took.Seconds(), r.cuts[cutUnderLoad], r.cuts[cutAtStart], r.cuts[cutAtStop], r.stopping, r.bit, r.compared, r.reverted, r.lostPages,
 		r.acked, r.survived, r.vanished, r.checked, r.starts, r.reads, r.slowest.Round(time.Millisecond))
 }
 
@@ -174,6 +177,7 @@ func (r *powerReport) add(o *powerReport) {
 	for m := range r.cuts {
 		r.cuts[m] += o.cuts[m]
 	}
+	r.stopping += o.stopping
 	r.bit += o.bit
 	r.compared += o.compared
 	r.reverted += o.reverted
@@ -203,6 +207,7 @@ func (r *powerReport) convincing() error {
 	check(r.reverted > 0, "none of %d compared cuts lost a page of the database", r.compared)
 	check(r.vanished > 0, "no write without an answer was gone after a cut")
 	check(r.checked > 0 && r.starts > 0, "%d values judged after %d starts", r.checked, r.starts)
+	check(r.stopping > 0, "every cut at a stop came after its end")
 	for m, c := range r.cuts {
 		check(c > 0, "no cut %s", cutNames[m])
 	}
@@ -368,7 +373,9 @@ func (l *powerLane) run(ctx context.Context) error {
 				if err := l.signalAll(syscall.SIGTERM); err != nil {
 					return err
 				}
-				l.wait(ctx, time.Duration(l.rng.Int64N(int64(100*time.Millisecond))))
+				// A stop is quick: later there is nothing to cut into.
+				longest := []time.Duration{5 * time.Millisecond, 100 * time.Millisecond}[l.pick(2, 1)]
+				l.wait(ctx, time.Duration(l.rng.Int64N(int64(longest))))
 			}
 		}
 		if err := l.cut(moment); err != nil {
@@ -581,7 +588,11 @@ func (l *powerLane) cut(moment int) error {
 	}
 	compare := l.rng.IntN(4) == 0
 	share := []float64{0, 0.1, 0.5, 0.9}[l.pick(2, 2, 4, 2)]
-	stalk := l.rng.IntN(3) > 0 && moment != cutAtStart
+	stalk := l.rng.IntN(3) > 0 && moment == cutUnderLoad
+	longest := 20 * time.Millisecond // of tearing what runs
+	if moment == cutAtStop {
+		longest = 3 * time.Millisecond // or it has ended
+	}
 	var witnesses []*disk.Witness
 	defer func() {
 		for _, w := range witnesses {
@@ -603,10 +614,13 @@ func (l *powerLane) cut(moment int) error {
 	}
 	l.note("cut %d: %s, %d pages dirty (0: not known), share torn %g", l.report.allCuts()+1, cutNames[moment], dirty, share)
 	if err == nil {
-		err = l.tearAndCut(share, dirty > 0)
+		err = l.tearAndCut(share, dirty > 0, longest)
 	}
 	if err != nil {
 		return err
+	}
+	if moment == cutAtStop && slices.ContainsFunc(l.cluster.Nodes(), (*proc.Node).Running) {
+		l.report.stopping++
 	}
 	if err := l.kill(); err != nil {
 		return err
@@ -732,7 +746,7 @@ func waitStopped(pid int) {
 // tearAndCut cuts the power when some of what is dirty has been forced out. From
 // processes that stand still it is torn first; from others, until the moment of
 // the cut, or they would have synced it meanwhile.
-func (l *powerLane) tearAndCut(share float64, still bool) error {
+func (l *powerLane) tearAndCut(share float64, still bool, longest time.Duration) error {
 	errs := make([]error, len(l.disks)+1)
 	var wg sync.WaitGroup
 	var stop atomic.Bool
@@ -748,7 +762,7 @@ func (l *powerLane) tearAndCut(share float64, still bool) error {
 		if still {
 			wg.Wait()
 		} else {
-			time.Sleep(time.Duration(l.rng.Int64N(int64(20 * time.Millisecond))))
+			time.Sleep(time.Duration(l.rng.Int64N(int64(longest))))
 		}
 	}
 	errs[len(l.disks)] = disk.Cut(l.disks...)
