@@ -75,7 +75,11 @@ type operation struct {
 func (w *powerWriter) pipeline(conn net.Conn, replies *resp.ReplyReader) error {
 	var ops []operation
 	var out []byte
+	// Long pipelines make large entries of the log, short ones many.
 	size := 1 + w.rng.IntN(24)
+	if w.rng.IntN(3) == 0 {
+		size = 1 + w.rng.IntN(2)
+	}
 	for _, i := range w.rng.Perm(len(w.registers)) {
 		if len(ops) == size {
 			break
@@ -137,9 +141,9 @@ func (w *powerWriter) invent(r *register) write {
 	switch at := w.rng.IntN(1000); {
 	case at < 700:
 		op.size = w.rng.IntN(200)
-	case at < 950:
+	case at < 980:
 		op.size = w.rng.IntN(4 << 10)
-	case at < 995:
+	case at < 997:
 		op.size = w.rng.IntN(32 << 10)
 	default:
 		op.size = 100 << 10

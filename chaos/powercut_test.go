@@ -145,6 +145,8 @@ type powerReport struct {
 	cuts [cutMoments]int
 	// stopping: cuts at a stop that came before every node had ended.
 	stopping int
+	// dirty: cuts under processes that stood still with pages written and not synced.
+	dirty int
 	// bit: cuts that are seen to have lost bytes that were not synced, on every disk.
 	bit int
 	// compared are the cuts before and after which all files were read; of those, reverted had
@@ -155,6 +157,7 @@ type powerReport struct {
 	// checked: keys and counters that were judged after a start; reads under load.
 	checked, reads int64
 	starts         int
+	snapshots      int           // of Raft: each cut the log
 	slowest        time.Duration // start, until everything was read
 }
 
@@ -167,10 +170,10 @@ func (r *powerReport) allCuts() (n int) {
 
 func (r *powerReport) String() string {
 	n := r.allCuts()
-	return fmt.Sprintf("%d cuts in %v, %.1f a second (%d under load, %d at a start, %d at a stop and %d of these before its end); %d of all lost unsynced bytes; of %d whose files were compared %d lost pages of the database, %d in all\n"+
-		"%d writes acknowledged, none lost unless said below; of those without an answer %d survived and %d did not; %d values judged after %d starts, %d reads under load; the slowest start took %v",
-		n, r.took.Round(time.Second), float64(n)/r.took.Seconds(), r.cuts[cutUnderLoad], r.cuts[cutAtStart], r.cuts[cutAtStop], r.stopping, r.bit, r.compared, r.reverted, r.lostPages,
-		r.acked, r.survived, r.vanished, r.checked, r.starts, r.reads, r.slowest.Round(time.Millisecond))
+	return fmt.Sprintf("%d cuts in %v, %.1f a second (%d under load, %d at a start, %d at a stop and %d of these before its end); %d stood still with pages unsynced; %d of all lost unsynced bytes; of %d whose files were compared %d lost pages of the database, %d in all\n"+
+		"%d writes acknowledged, none lost unless said below; of those without an answer %d survived and %d did not; %d values judged after %d starts, %d reads under load; %d times a log was cut; the slowest start took %v",
+		n, r.took.Round(time.Second), float64(n)/r.took.Seconds(), r.cuts[cutUnderLoad], r.cuts[cutAtStart], r.cuts[cutAtStop], r.stopping, r.dirty, r.bit, r.compared, r.reverted, r.lostPages,
+		r.acked, r.survived, r.vanished, r.checked, r.starts, r.reads, r.snapshots, r.slowest.Round(time.Millisecond))
 }
 
 func (r *powerReport) add(o *powerReport) {
@@ -178,6 +181,7 @@ func (r *powerReport) add(o *powerReport) {
 		r.cuts[m] += o.cuts[m]
 	}
 	r.stopping += o.stopping
+	r.dirty += o.dirty
 	r.bit += o.bit
 	r.compared += o.compared
 	r.reverted += o.reverted
@@ -188,6 +192,7 @@ func (r *powerReport) add(o *powerReport) {
 	r.checked += o.checked
 	r.reads += o.reads
 	r.starts += o.starts
+	r.snapshots += o.snapshots
 	r.slowest = max(r.slowest, o.slowest)
 }
 
@@ -281,15 +286,20 @@ type powerLane struct {
 
 	writers  []*powerWriter
 	counters []*counter
+	// seen is the disks' files, while somebody looks.
+	seen []*disk.Witness
 	// logFrom is where each node's log began at its last start.
 	logFrom []int64
-	history []string
-	report  powerReport
+	// snapshots holds the metadata of each replica's newest one, by its file.
+	snapshots map[string]string
+	history   []string
+	report    powerReport
 }
 
 func newPowerLane(cfg powerCuts, n int, left, done *atomic.Int64) (*powerLane, error) {
 	const writers, keys, counters = 4, 48, 4
-	l := &powerLane{cfg: cfg, n: n, rng: rand.New(rand.NewPCG(cfg.Seed, uint64(n))), left: left, done: done, logFrom: make([]int64, cfg.Nodes)}
+	l := &powerLane{cfg: cfg, n: n, rng: rand.New(rand.NewPCG(cfg.Seed, uint64(n))), left: left, done: done,
+		logFrom: make([]int64, cfg.Nodes), snapshots: map[string]string{}}
 	for i := range counters {
 		l.counters = append(l.counters, &counter{name: fmt.Sprintf("counter/%d", i)})
 	}
@@ -329,6 +339,8 @@ func (l *powerLane) close() error {
 		errs = append(errs, l.cluster.Kill())
 		l.cluster.Release()
 	}
+	_, err := l.lookAway() // or the disks stay busy
+	errs = append(errs, err)
 	for _, d := range l.disks {
 		errs = append(errs, d.Close())
 	}
@@ -368,6 +380,9 @@ func (l *powerLane) run(ctx context.Context) error {
 					return err
 				}
 			}
+			if ctx.Err() != nil {
+				return nil
+			}
 			l.load(ctx)
 			if moment == cutAtStop {
 				if err := l.signalAll(syscall.SIGTERM); err != nil {
@@ -384,7 +399,7 @@ func (l *powerLane) run(ctx context.Context) error {
 		running = false
 	}
 	if ctx.Err() != nil {
-		return nil
+		return nil // another cluster has the error
 	}
 	if err := l.start(); err != nil {
 		return err
@@ -522,6 +537,20 @@ func (l *powerLane) look(ctx context.Context) error {
 	return nil
 }
 
+// countSnapshots counts those that the nodes took, by their metadata. They are
+// rare, a thousand or more writes apart, so a short run may well see none.
+func (l *powerLane) countSnapshots() {
+	for _, d := range l.disks {
+		paths, _ := filepath.Glob(filepath.Join(d.Path(), "data", "shard-*", "*", "snapshots", "snapshot.json"))
+		for _, path := range paths {
+			if data, err := os.ReadFile(path); err == nil && string(data) != l.snapshots[path] {
+				l.snapshots[path] = string(data)
+				l.report.snapshots++
+			}
+		}
+	}
+}
+
 // exitCode is that of a node that has just ended: it may not be waited for yet.
 func exitCode(n *proc.Node) int {
 	for deadline := time.Now().Add(time.Second); n.ExitCode() < 0 && time.Now().Before(deadline); {
@@ -586,38 +615,29 @@ func (l *powerLane) cut(moment int) error {
 			}
 		}
 	}
-	compare := l.rng.IntN(4) == 0
 	share := []float64{0, 0.1, 0.5, 0.9}[l.pick(2, 2, 4, 2)]
-	stalk := l.rng.IntN(3) > 0 && moment == cutUnderLoad
+	dirty, err := 0, error(nil)
+	if moment == cutUnderLoad && l.rng.IntN(3) > 0 {
+		if dirty, err = l.stopDirty(); err != nil {
+			return err
+		}
+	}
+	l.note("cut %d: %s, %d pages dirty (0: not known), share torn %g", l.report.allCuts()+1, cutNames[moment], dirty, share)
+	compare := dirty > 0 || l.rng.IntN(4) == 0
+	if compare {
+		if err := l.witness(); err != nil {
+			return err
+		}
+	}
 	longest := 20 * time.Millisecond // of tearing what runs
 	if moment == cutAtStop {
 		longest = 3 * time.Millisecond // or it has ended
 	}
-	var witnesses []*disk.Witness
-	defer func() {
-		for _, w := range witnesses {
-			_ = w.Release()
-		}
-	}()
-	if compare {
-		for _, d := range l.disks {
-			w, err := d.Witness()
-			if err != nil {
-				return err
-			}
-			witnesses = append(witnesses, w)
-		}
-	}
-	dirty, err := 0, error(nil)
-	if stalk {
-		dirty, err = l.stopDirty()
-	}
-	l.note("cut %d: %s, %d pages dirty (0: not known), share torn %g", l.report.allCuts()+1, cutNames[moment], dirty, share)
-	if err == nil {
-		err = l.tearAndCut(share, dirty > 0, longest)
-	}
-	if err != nil {
+	if err := l.tearAndCut(share, dirty > 0, longest); err != nil {
 		return err
+	}
+	if dirty > 0 {
+		l.report.dirty++
 	}
 	if moment == cutAtStop && slices.ContainsFunc(l.cluster.Nodes(), (*proc.Node).Running) {
 		l.report.stopping++
@@ -629,45 +649,75 @@ func (l *powerLane) cut(moment int) error {
 	for _, w := range l.writers {
 		wrong = append(wrong, w.wait(&l.report))
 	}
-	lostOnAll, lostPages := true, 0
-	for i, d := range l.disks {
-		var before disk.Contents
-		if compare {
-			before = witnesses[i].Contents()
-			if err := witnesses[i].Release(); err != nil {
-				return err
-			}
+	if err := l.restore(); err != nil {
+		return err
+	}
+	l.countSnapshots()
+	l.report.cuts[moment]++
+	l.done.Add(1)
+	if err := errors.Join(wrong...); err != nil {
+		return l.fault("under load: %v", err)
+	}
+	return nil
+}
+
+// witness looks at the files of all disks, until lookAway.
+func (l *powerLane) witness() error {
+	for _, d := range l.disks {
+		w, err := d.Witness()
+		if err != nil {
+			return err
 		}
+		l.seen = append(l.seen, w)
+	}
+	return nil
+}
+
+// lookAway returns what the files held, and lets go of them.
+func (l *powerLane) lookAway() (held []disk.Contents, err error) {
+	for _, w := range l.seen {
+		held = append(held, w.Contents())
+		err = errors.Join(err, w.Release())
+	}
+	l.seen = nil
+	return held, err
+}
+
+// restore gives the power back and counts what the cut has lost.
+func (l *powerLane) restore() error {
+	before, err := l.lookAway()
+	if err != nil {
+		return err
+	}
+	bit := true
+	for _, d := range l.disks {
 		lost, err := d.Restore()
 		if err != nil {
 			return err
 		}
-		lostOnAll = lostOnAll && lost
-		if compare {
-			w, err := d.Witness()
-			if err != nil {
-				return err
-			}
-			lostPages += before.Lost(w.Contents())
-			if err := w.Release(); err != nil {
-				return err
-			}
-		}
+		bit = bit && lost
 	}
-	l.report.cuts[moment]++
-	l.done.Add(1)
-	if lostOnAll {
+	if bit {
 		l.report.bit++
 	}
-	if compare {
-		l.report.compared++
-		l.report.lostPages += lostPages
-		if lostPages > 0 {
-			l.report.reverted++
-		}
+	if before == nil {
+		return nil
 	}
-	if err := errors.Join(wrong...); err != nil {
-		return l.fault("under load: %v", err)
+	if err := l.witness(); err != nil {
+		return err
+	}
+	after, err := l.lookAway()
+	if err != nil {
+		return err
+	}
+	lostPages := 0
+	for i := range before {
+		lostPages += before[i].Lost(after[i])
+	}
+	l.report.compared++
+	l.report.lostPages += lostPages
+	if lostPages > 0 {
+		l.report.reverted++
 	}
 	return nil
 }

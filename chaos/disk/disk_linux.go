@@ -66,8 +66,13 @@ func (d *Disk) create(sizeBytes int64) error {
 	if _, err := run("mkfs.ext4", "-q", "-F", "-b", fmt.Sprint(pageBytes), "-m", "0", d.image); err != nil {
 		return err
 	}
-	if d.device, err = run("losetup", "--find", "--show", d.image); err != nil {
-		return err
+	// To find a free device and to take it are two steps; another may come in between.
+	for tries := 0; ; tries++ {
+		if d.device, err = run("losetup", "--find", "--show", d.image); err == nil {
+			break
+		} else if tries == 10 {
+			return err
+		}
 	}
 	if err := d.mountIt(); err != nil {
 		return err
