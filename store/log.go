@@ -12,6 +12,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+
+	"github.com/abacusdb/abacus/fsm/planted"
 )
 
 // The cache spares a leader one read of each entry per follower, and everybody
@@ -36,6 +38,7 @@ func openBolt(path string) (db *raftboltdb.BoltStore, err error) {
 		BoltOptions: &bbolt.Options{
 			// Another process has it: say so, rather than wait for ever.
 			Timeout: time.Second,
+			NoSync:  planted.Is(planted.NoSyncLog),
 			// A log frees pages with every compaction; writing the list of them at each
 			// commit would cost more than finding them again when a file this small opens.
 			NoFreelistSync: true,
