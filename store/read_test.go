@@ -104,11 +104,14 @@ func (c *cluster) overtake(n, by *node) error {
 	return err
 }
 
+// errMissed is what a scenario is about; any other error is none of a protection that is missing.
+var errMissed = errors.New("a read missed an acknowledged write")
+
 // missed reads x at a replica and returns an error if it answers with an old value.
 func missed(ctx context.Context, s *Store, want string) error {
 	res, index, err := s.Read(ctx, []command.Command{get("x")})
 	if err == nil && string(res[0].Bytes) != want {
-		return fmt.Errorf("read x = %q at index %d after x = %q was acknowledged", res[0].Bytes, index, want)
+		return fmt.Errorf("%w: x = %q at index %d, acknowledged was %q", errMissed, res[0].Bytes, index, want)
 	}
 	if err != nil && !transport.Certain(err) {
 		return fmt.Errorf("the failure of a read is not certain: %w", err)
@@ -242,7 +245,7 @@ func slowState(t *testing.T) error {
 		early := func(ctx context.Context) error {
 			res, at, err := f.store.ReadAt(ctx, index, []command.Command{get("x")})
 			if err == nil && string(res[0].Bytes) != "2" {
-				return fmt.Errorf("read x = %q at index %d, asked for %d", res[0].Bytes, at, index)
+				return fmt.Errorf("%w: x = %q at index %d, asked for %d", errMissed, res[0].Bytes, at, index)
 			}
 			return nil
 		}
