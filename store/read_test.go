@@ -149,8 +149,10 @@ func oldAcknowledgement(t *testing.T) error {
 	return situation(t, 3, nil, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
 		c.net.CutBoth(l.id, fs[1].id)
-		c.net.Delay(fs[0].id, l.id, 420*time.Millisecond)
-		time.Sleep(210 * time.Millisecond)
+		// Short enough that the leader, who hears of a follower every 50 to 100 ms, does not
+		// step down before the first delayed one, 500 ms after the last one that was not.
+		c.net.Delay(fs[0].id, l.id, 250*time.Millisecond)
+		time.Sleep(200 * time.Millisecond)
 		c.net.Cut(l.id, fs[0].id)
 		fs[0].kill()
 		fs[0].start()

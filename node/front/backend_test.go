@@ -90,6 +90,14 @@ func (c *cluster) takeExecs() []exec {
 	return e
 }
 
+func (c *cluster) takeReadings() []Reading {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.readings
+	c.readings = nil
+	return r
+}
+
 func (c *cluster) node(id sharding.NodeID) Backend { return &fakeNode{cluster: c, id: id} }
 
 // fakeNode is one node's Backend.
