@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -94,6 +95,8 @@ type confirms struct {
 	peers   map[string]*confirmPeer
 	shards  map[*leadership]*rounds
 	readers int
+	// starting: start is about to run.
+	starting bool
 }
 
 // rounds are those of one leadership.
@@ -169,10 +172,30 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	r := s.open
 	r.readers++
 	c.readers++
-	if c.trySeal(s, func(p *confirmPeer) bool { return p.inFlight < confirmsInFlight }) {
-		c.pump()
+	if !c.starting && r.readers == 1 && c.ctx.Err() == nil {
+		c.starting = true
+		c.wg.Go(c.start)
 	}
 	return r, nil
+}
+
+// start lets new rounds go wherever there is room, after the goroutines that are
+// about to run: under load most of them are reads, and a round carries several
+// times as many. Without load there are none to wait for.
+func (c *confirms) start() {
+	runtime.Gosched()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starting = false
+	c.next()
+}
+
+// next seals what may be sealed and sends what may be sent.
+func (c *confirms) next() {
+	for _, s := range c.shards {
+		c.trySeal(s)
+	}
+	c.pump()
 }
 
 // leave takes a read out of its round.
@@ -190,19 +213,20 @@ func (c *confirms) leave(r *round) {
 		return
 	}
 	c.settle(r, errAgain) // nobody hears it
-	c.pump()
+	c.next()
 }
 
 // trySeal closes a shard's open round, if that is allowed and one of its voters
 // has room for a message.
-func (c *confirms) trySeal(s *rounds, room func(*confirmPeer) bool) bool {
+func (c *confirms) trySeal(s *rounds) {
 	r := s.open
 	if r == nil || s.sealed >= maxRounds {
-		return false
+		return
 	}
 	voters, self := r.l.voters()
-	if !slices.ContainsFunc(voters, func(v voter) bool { return room(c.peer(v.node)) }) && len(voters) > 0 {
-		return false
+	room := func(v voter) bool { return c.peer(v.node).inFlight < confirmsInFlight }
+	if len(voters) > 0 && !slices.ContainsFunc(voters, room) {
+		return
 	}
 	s.open = nil
 	s.sealed++
@@ -214,13 +238,12 @@ func (c *confirms) trySeal(s *rounds, room func(*confirmPeer) bool) bool {
 		r.voters = r.l.others()
 	}
 	if r.need <= 0 {
-		c.settle(r, nil)
-		return true
+		c.settle(r, nil) // there is nobody to ask
+		return
 	}
 	for i, v := range r.voters {
 		c.peer(v.node).waiting[ask{r, i}] = struct{}{}
 	}
-	return true
 }
 
 // majority is how many others must confirm, of so many, beside ourselves if we
@@ -276,8 +299,8 @@ func (c *confirms) peer(node string) *confirmPeer {
 	return p
 }
 
-// settle decides a round, takes back what was not asked yet, and lets the shard's
-// next round go if it waited for this one.
+// settle decides a round and takes back what was not asked yet. It may have made
+// room for the shard's next one: see next.
 func (c *confirms) settle(r *round, err error) {
 	if r.settled {
 		return
@@ -289,9 +312,6 @@ func (c *confirms) settle(r *round, err error) {
 	}
 	s := c.shards[r.l]
 	s.sealed--
-	if s.sealed == maxRounds-1 {
-		c.trySeal(s, func(p *confirmPeer) bool { return p.inFlight < confirmsInFlight })
-	}
 	c.tidy(r.l, s)
 }
 
@@ -351,8 +371,17 @@ func (c *confirms) take(p *confirmPeer) *message {
 func (c *confirms) run(p *confirmPeer, m *message) {
 	terms, err := c.send(p.node, m)
 	c.mu.Lock()
+	c.deliver(m, terms, err)
+	c.mu.Unlock()
+	runtime.Gosched() // as start does: who has just been answered may have more to ask
+	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.inFlight--
+	c.next()
+}
+
+// deliver hands out what a message brought.
+func (c *confirms) deliver(m *message, terms []uint64, err error) {
 	var again []ask
 	for i, asks := range m.asks {
 		for _, a := range asks {
@@ -368,10 +397,6 @@ func (c *confirms) run(p *confirmPeer, m *message) {
 	if len(again) > 0 {
 		time.AfterFunc(confirmRetry, func() { c.repeat(again) })
 	}
-	for _, s := range c.shards {
-		c.trySeal(s, func(q *confirmPeer) bool { return q == p })
-	}
-	c.pump()
 }
 
 // send asks one peer and returns a term for each replica, 0 for one that is not there.
@@ -425,7 +450,7 @@ func (c *confirms) repeat(asks []ask) {
 		}
 		c.peer(a.r.voters[a.voter].node).waiting[a] = struct{}{}
 	}
-	c.pump()
+	c.next()
 }
 
 // onConfirm answers a round: the terms of our replicas, as they are on disk.
