@@ -430,29 +430,6 @@ func (w *progress) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// hear notes that a leader of our term has spoken: not raft.LastContact, which
-// also counts votes given and the moment in which a leader found that it is none.
-// at is when the message came, not when raft had time for it.
-func (p *peers) hear(at time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
-	if resp.Term != req.Term {
-		return
-	}
-	for ns := int64(at.Sub(p.began)) | 1; ; {
-		old := p.heard.Load()
-		if old >= ns || p.heard.CompareAndSwap(old, ns) {
-			return
-		}
-	}
-}
-
-// lastWord is when a leader of our term last spoke to us; zero for never.
-func (p *peers) lastWord() time.Time {
-	if ns := p.heard.Load(); ns != 0 {
-		return p.began.Add(time.Duration(ns))
-	}
-	return time.Time{}
-}
-
 // floor is the index up to which this replica surely has what is committed.
 func (p *peers) floor() uint64 {
 	r := p.raft.Load()
