@@ -97,6 +97,23 @@ type confirms struct {
 	readers int
 	// starting: start is about to run.
 	starting bool
+	stats    ReadStats
+}
+
+// ReadStats count what the reads of a node's shards took, since its start.
+type ReadStats struct {
+	Reads      uint64 // that waited for a round
+	Refused    uint64 // because too many waited
+	Rounds     uint64
+	Messages   uint64 // to peers
+	Unanswered uint64 // questions to voters that have to be asked again
+}
+
+// ReadStats may be called at any time.
+func (n *Net) ReadStats() ReadStats {
+	n.confirms.mu.Lock()
+	defer n.confirms.mu.Unlock()
+	return n.confirms.stats
 }
 
 // rounds are those of one leadership.
@@ -159,6 +176,7 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.readers >= maxReaders {
+		c.stats.Refused++
 		return nil, transport.Errorf(transport.CodeBusy, "%d reads wait already", c.readers)
 	}
 	s := c.shards[l]
@@ -172,6 +190,7 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	r := s.open
 	r.readers++
 	c.readers++
+	c.stats.Reads++
 	if !c.starting && r.readers == 1 && c.ctx.Err() == nil {
 		c.starting = true
 		c.wg.Go(c.start)
@@ -230,6 +249,7 @@ func (c *confirms) trySeal(s *rounds) {
 	}
 	s.open = nil
 	s.sealed++
+	c.stats.Rounds++
 	r.sealed = true
 	r.index = r.l.in.raft.CommitIndex()
 	r.voters = voters
@@ -346,6 +366,7 @@ func (c *confirms) pump() {
 // take makes the next message of what waits for a peer.
 func (c *confirms) take(p *confirmPeer) *message {
 	c.id++
+	c.stats.Messages++
 	m := &message{id: c.id}
 	place := make(map[address]int, 1)
 	for a := range p.waiting {
@@ -395,6 +416,7 @@ func (c *confirms) deliver(m *message, terms []uint64, err error) {
 		}
 	}
 	if len(again) > 0 {
+		c.stats.Unanswered += uint64(len(again))
 		time.AfterFunc(confirmRetry, func() { c.repeat(again) })
 	}
 }
