@@ -28,6 +28,7 @@ cluster: build ## three nodes in the foreground (ports 7401-7403); Ctrl-C stops 
 
 test: ## all tests that need nothing but Go, git and make
 	$(GO) test -timeout 5m $(UNIT)
+	$(GO) test -tags planted -run '^TestPlanted' -timeout 5m ./store
 	$(GO) test -timeout 9m -count=1 ./chaos/
 
 chaos: ## the tests with real processes alone
@@ -67,6 +68,7 @@ lint: ## formatting, vet, staticcheck and the import rules
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "run make fmt; not formatted:" $$bad >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags tools,system ./chaos/...
+	$(GO) vet -tags planted ./store
 	$(GO) run $(STATICCHECK) -tags tools,system ./...
 	$(GO) test -count=1 .
 

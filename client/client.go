@@ -34,6 +34,13 @@ type Config struct {
 	// NoRouting sends everything to Addrs and lets the nodes forward it. For
 	// networks that do not reach the cluster addresses.
 	NoRouting bool
+	// Stale has reads answered by the node that is asked, from what its own replica
+	// has (of a shard that it holds none of, linearizable): they may miss what was
+	// acknowledged before. MaxStale bounds how long ago that replica must have had
+	// word from its shard's leader, or the read is linearizable; to the millisecond,
+	// 0: no bound. Writes are as ever. Nodes that do not know this read linearizable.
+	Stale    bool
+	MaxStale time.Duration
 	// GiveUpRefused is how long to go on while every known address refuses
 	// connections, after which a call fails with ErrUnavailable. For programs whose
 	// user waits; a service outlives a restart of the whole cluster without it.
@@ -79,6 +86,9 @@ func (c *Config) validate() error {
 		if d < 0 {
 			faults = append(faults, fmt.Errorf("field %s: %v is negative", name, d))
 		}
+	}
+	if c.MaxStale != 0 && (!c.Stale || c.MaxStale < time.Millisecond) {
+		faults = append(faults, fmt.Errorf("field MaxStale: %v is not at least 1ms, with Stale", c.MaxStale))
 	}
 	if c.Conns < 0 || c.Conns > 1024 {
 		faults = append(faults, fmt.Errorf("field Conns: %d is not within 1..1024", c.Conns))

@@ -490,3 +490,49 @@ func BenchmarkGet(b *testing.B) {
 		}
 	})
 }
+
+// A client that is content with stale reads tells each node so, first thing, and
+// reads where it was told to connect. Its writes go to the leaders.
+func TestStale(t *testing.T) {
+	c := clienttest.New(t, 3)
+	key := "k"
+	for i := 0; c.LeaderOf(key) == 0; i++ {
+		key = fmt.Sprint("k", i)
+	}
+	var mu sync.Mutex
+	var seen []string
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] == "CLIENT" || r.Args[0] == "GET" || r.Args[0] == "SET" {
+			mu.Lock()
+			seen = append(seen, fmt.Sprint(r.Node == c.Nodes[0] && !r.Cluster, r.Args))
+			mu.Unlock()
+		}
+		return clienttest.Serve
+	})
+	cl, err := client.Open(client.Config{Addrs: []string{c.Nodes[0].Client}, Stale: true, MaxStale: 250 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if err := cl.Put(t.Context(), key, []byte("v")); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := cl.Get(t.Context(), key); err != nil || string(v) != "v" {
+		t.Fatalf("got %q, %v", v, err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	want := []string{"false [CLIENT CONSISTENCY stale 250]", fmt.Sprintf("false [SET %s v]", key), "true [CLIENT CONSISTENCY stale 250]", fmt.Sprintf("true [GET %s]", key)}
+	at := 0
+	for _, s := range seen {
+		if at < len(want) && s == want[at] {
+			at++
+		}
+	}
+	if at < len(want) {
+		t.Errorf("the nodes saw %q, want among it in order %q", seen, want)
+	}
+	if _, err := client.Open(client.Config{Addrs: c.Addrs(), MaxStale: time.Second}); err == nil {
+		t.Error("MaxStale without Stale is taken")
+	}
+}

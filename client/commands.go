@@ -67,6 +67,7 @@ type plan struct {
 	slot       sharding.Slot
 	keyed      bool // slot is set: all its keys share it
 	wide       bool
+	read       bool
 	repeatable bool
 }
 
@@ -81,7 +82,7 @@ func planOf(c Cmd) plan {
 	if !ok {
 		return p
 	}
-	p.wide, p.repeatable = s.wide, s.read || c.Repeatable
+	p.wide, p.read, p.repeatable = s.wide, s.read, s.read || c.Repeatable
 	if s.first == 0 || s.first >= len(c.Args) {
 		return p
 	}

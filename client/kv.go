@@ -8,7 +8,7 @@ import (
 )
 
 // Get returns the value of a key, ErrNotFound if there is none. Reads are
-// linearizable.
+// linearizable, unless Config.Stale asks for less.
 func (c *Client) Get(ctx context.Context, key string) ([]byte, error) {
 	r, err := c.Do(ctx, "GET", key)
 	if err != nil {

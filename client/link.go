@@ -104,6 +104,15 @@ func (l *link) dial(done chan struct{}) {
 	}
 	l.failures, l.refusedAt = 0, time.Time{}
 	l.conn = newConn(l.addr, nc, l.cfg.Stall, int64(l.cfg.MaxPendingBytes))
+	if l.cfg.Stale {
+		// Before all others. Nobody waits for the answer: a node that refuses it gives
+		// more than was asked for.
+		mode := Command("CLIENT", "CONSISTENCY", "stale")
+		if ms := l.cfg.MaxStale.Milliseconds(); ms > 0 {
+			mode.Args = append(mode.Args, itoa(ms))
+		}
+		l.conn.start(context.Background(), newFlight([]Cmd{mode}))
+	}
 }
 
 // isRefusal says that nobody listens there, which is known at once: other

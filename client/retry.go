@@ -110,7 +110,7 @@ func (c *Client) target(p *call) lane {
 		p.moved = ""
 		return l
 	}
-	if p.plan.keyed && !c.cfg.NoRouting {
+	if p.plan.keyed && !c.cfg.NoRouting && !(c.cfg.Stale && p.plan.read) {
 		if addr := c.routes.Load().leader(p.plan.slot); addr != "" && addr != p.avoid {
 			return lane{addr: addr}
 		}

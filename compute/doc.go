@@ -13,8 +13,8 @@
 // start nothing and know no clock. The loops are Jobs.RunLeader, Coordinator.Run
 // and shardRun.loop; each owns its state and waits for the goroutines that it starts.
 //
-// Two rules make the answer right. A task reads a view at or above the index of a
-// fence that the master committed after the submit, so a job sees every
+// Two rules make the answer right. A task reads a view at or above an
+// index that the master took as a fence after the submit, so a job sees every
 // write acknowledged before it. And a partial is taken once per task and once per
 // shard, after checking that tasks and shards cover every slot exactly once: a
 // job is answered whole or fails.

@@ -15,8 +15,8 @@ import (
 
 // Shard is a shard that this node leads, as its master sees it.
 type Shard interface {
-	// Fence commits an entry and returns its index: whoever has applied it has
-	// applied every write acknowledged before Fence was called.
+	// Fence returns a log index: whoever has applied it has applied every write
+	// acknowledged before Fence was called.
 	Fence(ctx context.Context) (index uint64, err error)
 	// View opens a view at or above every index that Fence has returned.
 	View() (View, error)

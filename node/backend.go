@@ -31,6 +31,11 @@ func (b backend) Exec(ctx context.Context, shard sharding.ShardID, cmds []comman
 	return b.n.Exec(ctx, shard, cmds)
 }
 
+func (b backend) Read(ctx context.Context, shard sharding.ShardID, cmds []command.Command, how front.Reading) ([]command.Result, error) {
+	results, _, err := b.n.read(ctx, shard, cmds, how)
+	return results, err
+}
+
 func (b backend) Router() *sharding.Router { return b.n.Router() }
 
 func (b backend) Leaders() front.Leaders {
@@ -54,23 +59,23 @@ func (b backend) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
 	return b.n.AwaitLeader(ctx, shard)
 }
 
-func (b backend) ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string) (keys [][]byte, next uint64, err error) {
-	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "page", Cursor: cursor, Count: count, Match: []byte(match)})
+func (b backend) ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string, how front.Reading) (keys [][]byte, next uint64, err error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "page", Cursor: cursor, Count: count, Match: []byte(match)}, how)
 	return a.Keys, a.Next, err
 }
 
-func (b backend) Size(ctx context.Context, shard sharding.ShardID) (int64, error) {
-	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "size"})
+func (b backend) Size(ctx context.Context, shard sharding.ShardID, how front.Reading) (int64, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "size"}, how)
 	return a.N, err
 }
 
-func (b backend) SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot) (int64, error) {
-	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "slot", Slot: slot})
+func (b backend) SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot, how front.Reading) (int64, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "slot", Slot: slot}, how)
 	return a.N, err
 }
 
-func (b backend) RandomKey(ctx context.Context, shard sharding.ShardID) ([]byte, bool, error) {
-	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "random"})
+func (b backend) RandomKey(ctx context.Context, shard sharding.ShardID, how front.Reading) ([]byte, bool, error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "random"}, how)
 	if err != nil || len(a.Keys) == 0 {
 		return nil, false, err
 	}

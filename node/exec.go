@@ -78,7 +78,7 @@ func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []comma
 	var req []byte // encoded once, and only if it has to travel
 	err = n.atLeader(ctx, shard, onlyReads(cmds), func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
 		if st != nil {
-			results, index, err = st.Propose(ctx, cmds)
+			results, index, err = carryOut(ctx, st, cmds)
 			return err
 		}
 		if req == nil {
@@ -102,6 +102,15 @@ func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []comma
 	return results, index, err
 }
 
+// carryOut has the shard's leader answer commands: reads alone without the log;
+// with writes among them as one proposal, so that a pipeline reads what it wrote.
+func carryOut(ctx context.Context, st *store.Store, cmds []command.Command) ([]command.Result, uint64, error) {
+	if onlyReads(cmds) {
+		return st.Read(ctx, cmds)
+	}
+	return st.Propose(ctx, cmds)
+}
+
 func onlyReads(cmds []command.Command) bool {
 	for i := range cmds {
 		if !cmds[i].Op.IsRead() {
@@ -111,7 +120,7 @@ func onlyReads(cmds []command.Command) bool {
 	return true
 }
 
-// handleExec proposes forwarded commands. It does not forward again: a caller
+// handleExec carries out forwarded commands. It does not forward again: a caller
 // with an old idea of the leader is told, so that commands never go in circles.
 func (n *Node) handleExec(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	body, err := wireBody(req)
@@ -126,7 +135,7 @@ func (n *Node) handleExec(ctx context.Context, _ string, req []byte) ([]byte, er
 	if err != nil {
 		return nil, transport.Errorf(transport.CodeBadRequest, "%v", err)
 	}
-	results, index, err := st.Propose(ctx, cmds)
+	results, index, err := carryOut(ctx, st, cmds)
 	if err != nil {
 		return nil, err
 	}

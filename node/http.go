@@ -19,6 +19,7 @@ import (
 
 	"github.com/abacusdb/abacus/compute/job"
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/transport"
 )
@@ -209,7 +210,18 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), h.n.cfg.CommandTimeout)
 	defer cancel()
-	results, index, err := h.n.exec(ctx, shard, cmds)
+	var results []command.Result
+	var index uint64
+	if onlyReads(cmds) {
+		how, badHow := readingOf(r.URL.Query())
+		if badHow != nil {
+			httpError(w, http.StatusBadRequest, badHow)
+			return nil, false
+		}
+		results, index, err = h.n.read(ctx, shard, cmds, how)
+	} else {
+		results, index, err = h.n.exec(ctx, shard, cmds)
+	}
 	if err != nil {
 		h.fail(w, err)
 		return nil, false
@@ -231,6 +243,25 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 	w.Header().Set("Abacus-Shard", strconv.FormatUint(uint64(shard), 10))
 	w.Header().Set("Abacus-Index", strconv.FormatUint(index, 10))
 	return results, true
+}
+
+// readingOf is ?consistency=linearizable|stale&max-ms=N.
+func readingOf(q url.Values) (how front.Reading, err error) {
+	switch mode := q.Get("consistency"); mode {
+	case "", "linearizable":
+	case "stale":
+		how.Stale = true
+	default:
+		return how, fmt.Errorf("consistency %q: want linearizable or stale", mode)
+	}
+	if s := q.Get("max-ms"); s != "" {
+		ms, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || ms < 1 || ms > front.MaxStale.Milliseconds() || !how.Stale {
+			return how, fmt.Errorf("max-ms %q: want 1 to %d, with consistency=stale", s, front.MaxStale.Milliseconds())
+		}
+		how.MaxAge = time.Duration(ms) * time.Millisecond
+	}
+	return how, nil
 }
 
 func (h *httpServer) get(w http.ResponseWriter, r *http.Request) {

@@ -55,8 +55,15 @@ type jobShard struct {
 	st *store.Store
 }
 
-func (s jobShard) Fence(ctx context.Context) (uint64, error) { return s.st.Fence(ctx) }
-func (s jobShard) View() (compute.View, error)               { return s.st.View() }
+func (s jobShard) Fence(ctx context.Context) (uint64, error) {
+	index, err := s.st.ReadIndex(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return index, s.st.WaitApplied(ctx, index) // View must stand at it
+}
+
+func (s jobShard) View() (compute.View, error) { return s.st.View() }
 
 func (s jobShard) Slots() []sharding.SlotRange {
 	sh, _ := s.n.Router().Map().Shard(s.st.Shard())

@@ -268,10 +268,7 @@ func (n *Node) bootOf(ctx context.Context, node sharding.Node) string {
 
 // readMap reads the map from shard 0, linearizable.
 func (n *Node) readMap(ctx context.Context, st *store.Store) (sharding.Map, int64, error) {
-	if _, err := st.Fence(ctx); err != nil {
-		return sharding.Map{}, 0, err
-	}
-	v, err := st.View()
+	v, err := st.ReadView(ctx)
 	if err != nil {
 		return sharding.Map{}, 0, err
 	}

@@ -38,12 +38,17 @@ var (
 	descRefused   = prometheus.NewDesc("abacus_resp_refused_total", "RESP connections refused for a limit.", []string{"port"}, nil)
 	descCommands  = prometheus.NewDesc("abacus_resp_commands_total", "RESP commands.", []string{"port"}, nil)
 	descPipelines = prometheus.NewDesc("abacus_resp_pipelines_total", "RESP pipelines.", []string{"port"}, nil)
+	descReads     = prometheus.NewDesc("abacus_reads_confirmed_total", "Linearizable reads that asked the voters.", nil, nil)
+	descBusyReads = prometheus.NewDesc("abacus_reads_refused_total", "Reads refused because too many waited for the voters.", nil, nil)
+	descRounds    = prometheus.NewDesc("abacus_read_rounds_total", "Rounds in which voters were asked, for one read or many.", nil, nil)
+	descAsked     = prometheus.NewDesc("abacus_read_messages_total", "Messages that asked voters, each for many rounds and shards.", nil, nil)
+	descUnheard   = prometheus.NewDesc("abacus_read_unanswered_total", "Questions to voters that had to be asked again.", nil, nil)
 	descErrors    = prometheus.NewDesc("abacus_resp_errors_total", "RESP error replies, by prefix.", []string{"port", "prefix"}, nil)
 )
 
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords,
-		descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
+		descReads, descBusyReads, descRounds, descAsked, descUnheard, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
 		ch <- d
 	}
 }
@@ -77,13 +82,19 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descApplied, float64(r.Applied), shard)
 		gauge(descRecords, float64(r.Records), shard)
 	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	reads := c.n.net.ReadStats()
+	count(descReads, reads.Reads)
+	count(descBusyReads, reads.Refused)
+	count(descRounds, reads.Rounds)
+	count(descAsked, reads.Messages)
+	count(descUnheard, reads.Unanswered)
 	for i, f := range c.n.fronts {
 		port, st := []string{"client", "cluster"}[i], f.Stats()
 		gauge(descClients, float64(st.Clients), port)
 		gauge(descBuffered, float64(st.Buffered), port)
-		count := func(d *prometheus.Desc, v uint64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-		}
 		count(descAccepted, st.Accepted, port)
 		count(descRefused, st.Refused, port)
 		count(descCommands, st.Commands, port)

@@ -220,6 +220,9 @@ func (n *Node) Close() error {
 			closes.Go(func() error { return st.Close(ctx) })
 		}
 		n.err = errors.Join(n.err, closes.Wait(), n.transport.Close())
+		if n.net != nil { // after the links: its messages end with them
+			n.net.Close()
+		}
 		if err := n.loops.Wait(); err != nil {
 			n.err = errors.Join(n.err, err)
 		}
@@ -292,6 +295,7 @@ func (n *Node) handle() {
 	n.transport.Handle(transport.MethodExec, n.handleExec)
 	n.transport.Handle(transport.MethodScan, n.handleScan)
 	n.transport.Handle(transport.MethodRecords, n.handleRecords)
+	n.transport.Handle(transport.MethodReadIndex, n.handleReadIndex)
 	n.initCompute()
 }
 

@@ -5,14 +5,15 @@ import (
 	"math/rand/v2"
 
 	"github.com/abacusdb/abacus/fsm"
+	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
 	"github.com/abacusdb/abacus/transport"
 )
 
 // What reads more than named keys: pages of keys, counts, system records. Each
-// is answered by the shard's leader from a view taken after a fence, a command
-// in the log, so that nobody answers who does not lead any more.
+// is answered from a view at or above an index that the shard's leader gave, so
+// that nobody answers from what an old leader has; but for who asked for less.
 
 // scanRequest asks one of these questions about a shard.
 type scanRequest struct {
@@ -34,8 +35,15 @@ type scanAnswer struct {
 // maxPage bounds COUNT: a page is one frame and one burst of work.
 const maxPage = 100_000
 
-// scan asks the shard's leader.
-func (n *Node) scan(ctx context.Context, q scanRequest) (a scanAnswer, err error) {
+// scan asks this node's replica, if the reader is content with that, else the
+// shard's leader.
+func (n *Node) scan(ctx context.Context, q scanRequest, how front.Reading) (a scanAnswer, err error) {
+	if st := n.host.get(q.Shard); st != nil && (how.Stale || how.Local) {
+		if v, err := n.view(ctx, st, how); err == nil {
+			defer v.Close()
+			return scanView(v, q)
+		}
+	}
 	err = n.atLeader(ctx, q.Shard, true, func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
 		if st != nil {
 			a, err = scanLocal(ctx, st, q)
@@ -63,11 +71,15 @@ func (n *Node) handleScan(ctx context.Context, _ string, raw []byte) ([]byte, er
 }
 
 func scanLocal(ctx context.Context, st *store.Store, q scanRequest) (a scanAnswer, err error) {
-	v, err := fencedView(ctx, st)
+	v, err := st.ReadView(ctx)
 	if err != nil {
 		return a, err
 	}
 	defer v.Close()
+	return scanView(v, q)
+}
+
+func scanView(v *fsm.View, q scanRequest) (a scanAnswer, err error) {
 	switch q.What {
 	case "page":
 		pattern := string(q.Match)
@@ -89,14 +101,6 @@ func scanLocal(ctx context.Context, st *store.Store, q scanRequest) (a scanAnswe
 		err = transport.Errorf(transport.CodeBadRequest, "scan for %q", q.What)
 	}
 	return a, err
-}
-
-// fencedView is a view that holds every write acknowledged before the call.
-func fencedView(ctx context.Context, st *store.Store) (*fsm.View, error) {
-	if _, err := st.Fence(ctx); err != nil {
-		return nil, err
-	}
-	return st.View()
 }
 
 // recordsRequest reads the system records of a shard whose names begin with Prefix.
@@ -140,7 +144,7 @@ func (n *Node) handleRecords(ctx context.Context, _ string, raw []byte) ([]byte,
 }
 
 func recordsLocal(ctx context.Context, st *store.Store, prefix string) (list []record, err error) {
-	v, err := fencedView(ctx, st)
+	v, err := st.ReadView(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -327,3 +327,69 @@ func decodeInstallResponse(frame []byte, r *raft.InstallSnapshotResponse) (err e
 	r.Term, r.Success, err = decodeGrant(frame)
 	return err
 }
+
+// maxConfirms bounds the replicas that one message asks: with the longest ids it
+// still fits a control frame.
+const maxConfirms = 1024
+
+// maxReplicaID bounds a replica's id in such a message.
+const maxReplicaID = 512
+
+// encodeConfirm asks for the terms of replicas on the receiver's node.
+func encodeConfirm(id uint64, to []address) []byte {
+	e := &encoder{buf: make([]byte, 0, 16+24*len(to))}
+	e.u8(wireVersion)
+	e.u64(id)
+	e.u32(uint32(len(to)))
+	for _, a := range to {
+		e.u32(a.shard)
+		e.bytes([]byte(a.replica))
+	}
+	return e.buf
+}
+
+func decodeConfirm(frame []byte) (id uint64, to []address, err error) {
+	d := &decoder{buf: frame}
+	d.version()
+	id = d.u64()
+	n := d.u32()
+	if n > maxConfirms || uint64(n)*8 > uint64(len(d.buf)) {
+		return 0, nil, errWire
+	}
+	to = make([]address, n)
+	for i := range to {
+		to[i] = address{shard: d.u32(), replica: raft.ServerID(d.bytes())}
+		if len(to[i].replica) > maxReplicaID {
+			d.err = errWire
+		}
+	}
+	return id, to, d.end()
+}
+
+// encodeTerms answers encodeConfirm: a term for each replica asked for, in order,
+// 0 for one that does not run here.
+func encodeTerms(id uint64, terms []uint64) []byte {
+	e := &encoder{buf: make([]byte, 0, 16+8*len(terms))}
+	e.u8(wireVersion)
+	e.u64(id)
+	e.u32(uint32(len(terms)))
+	for _, t := range terms {
+		e.u64(t)
+	}
+	return e.buf
+}
+
+func decodeTerms(frame []byte) (id uint64, terms []uint64, err error) {
+	d := &decoder{buf: frame}
+	d.version()
+	id = d.u64()
+	n := d.u32()
+	if n > maxConfirms || uint64(n)*8 != uint64(len(d.buf)) {
+		return 0, nil, errWire
+	}
+	terms = make([]uint64, n)
+	for i := range terms {
+		terms[i] = d.u64()
+	}
+	return id, terms, d.end()
+}

@@ -176,6 +176,57 @@ func FuzzCodec(f *testing.F) {
 	})
 }
 
+// The questions and answers of reads, and their bytes for ever.
+func TestConfirmCodec(t *testing.T) {
+	to := []address{testTo, {shard: 1, replica: "b"}}
+	frame := encodeConfirm(7, to)
+	id, got, err := decodeConfirm(frame)
+	if err != nil || id != 7 || !reflect.DeepEqual(got, to) {
+		t.Errorf("question: %d, %v, %v", id, got, err)
+	}
+	if want := []byte("\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x09\x00\x00\x00\x04n2.4\x00\x00\x00\x01\x00\x00\x00\x01b"); !bytes.Equal(frame, want) {
+		t.Errorf("question is\n%q, want\n%q", frame, want)
+	}
+	answer := encodeTerms(7, []uint64{3, 0})
+	id, terms, err := decodeTerms(answer)
+	if err != nil || id != 7 || !reflect.DeepEqual(terms, []uint64{3, 0}) {
+		t.Errorf("answer: %d, %v, %v", id, terms, err)
+	}
+	if want := []byte("\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00"); !bytes.Equal(answer, want) {
+		t.Errorf("answer is\n%q, want\n%q", answer, want)
+	}
+	for n := range frame {
+		if _, _, err := decodeConfirm(frame[:n]); err == nil {
+			t.Errorf("%d of %d bytes of a question decode", n, len(frame))
+		}
+	}
+	for n := range answer {
+		if _, _, err := decodeTerms(answer[:n]); err == nil {
+			t.Errorf("%d of %d bytes of an answer decode", n, len(answer))
+		}
+	}
+	if _, _, err := decodeConfirm(encodeConfirm(1, make([]address, maxConfirms+1))); err == nil {
+		t.Error("a question to too many decodes")
+	}
+	if _, _, err := decodeConfirm(encodeConfirm(1, []address{{replica: raft.ServerID(make([]byte, maxReplicaID+1))}})); err == nil {
+		t.Error("an id that is too long decodes")
+	}
+}
+
+func FuzzConfirm(f *testing.F) {
+	f.Add(encodeConfirm(7, []address{testTo, {shard: 1, replica: "b"}}))
+	f.Add(encodeConfirm(0, nil))
+	f.Add(encodeTerms(7, []uint64{3, 0}))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		if id, to, err := decodeConfirm(frame); err == nil && !bytes.Equal(encodeConfirm(id, to), frame) {
+			t.Error("question does not round-trip")
+		}
+		if id, terms, err := decodeTerms(frame); err == nil && !bytes.Equal(encodeTerms(id, terms), frame) {
+			t.Error("answer does not round-trip")
+		}
+	})
+}
+
 // One request carries no more than maxAppendBytes, but always an entry.
 func TestTrim(t *testing.T) {
 	data := make([]byte, maxAppendBytes/4)

@@ -54,6 +54,7 @@ type cluster struct {
 	nodes []*node
 	edit  func(n *node, cfg *Config) // of each store's config, may be nil
 	tcp   *sync.Map                  // address by node id; nil: the in-memory network
+	tap   *tap                       // on the questions of reads; nil: none
 }
 
 // node is one of its nodes: a transport and a replica.
@@ -63,6 +64,7 @@ type node struct {
 	replica string
 	first   bool
 	tr      transport.Transport
+	net     *Net
 	store   *Store
 	gate    *gate
 }
@@ -70,7 +72,12 @@ type node struct {
 // newCluster starts a shard with one replica and adds the others.
 func newCluster(t *testing.T, size int, edit func(n *node, cfg *Config)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, net: transporttest.NewNetwork(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), edit: edit}
+	return newTappedCluster(t, size, edit, nil)
+}
+
+func newTappedCluster(t *testing.T, size int, edit func(n *node, cfg *Config), tap *tap) *cluster {
+	t.Helper()
+	c := &cluster{t: t, net: transporttest.NewNetwork(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), edit: edit, tap: tap}
 	if os.Getenv("STORE_TEST_LOG") != "" {
 		c.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -181,11 +188,15 @@ func (n *node) open() error {
 		tr.Start()
 	} else {
 		n.tr = n.c.net.Join(n.id)
+		if n.c.tap != nil {
+			n.tr = tapped{n.tr, n.c.tap}
+		}
 		cfg.Net = NewNet(n.tr, cfg.Log)
 	}
 	if n.c.edit != nil {
 		n.c.edit(n, &cfg)
 	}
+	n.net = cfg.Net
 	s, err := Open(cfg)
 	if err != nil {
 		n.tr.Close()
@@ -229,6 +240,7 @@ func (n *node) stop() {
 	}
 	n.store = nil
 	n.tr.Close()
+	n.net.Close()
 }
 
 // kill cuts the node off before it stops, so that it can hand nothing over.

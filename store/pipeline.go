@@ -112,7 +112,7 @@ func (l *pipeline) run() {
 				l.peers.log.Debug("append pipeline ends", "peer", l.id, "err", err)
 				return
 			}
-			l.peers.note(l.id, f.req, f.resp)
+			l.peers.note(l.id, f.start, f.req, f.resp)
 			select {
 			case l.done <- f:
 			case <-l.ctx.Done():

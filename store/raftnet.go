@@ -53,6 +53,7 @@ type Net struct {
 	t        transport.Transport
 	log      *slog.Logger
 	installs chan struct{} // a token per snapshot being sent
+	confirms *confirms     // the rounds of reads
 
 	mu       sync.RWMutex
 	replicas map[address]*peers
@@ -64,13 +65,18 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 		log = slog.New(slog.DiscardHandler)
 	}
 	n := &Net{t: t, log: log, installs: make(chan struct{}, installAtOnce), replicas: make(map[address]*peers)}
+	n.confirms = newConfirms(n)
 	t.HandleInOrder(transport.MethodRaftAppend, n.onAppend)
+	t.HandleInOrder(transport.MethodConfirm, n.onConfirm)
 	t.Handle(transport.MethodRaftVote, n.onVote)
 	t.Handle(transport.MethodRaftPreVote, n.onPreVote)
 	t.Handle(transport.MethodRaftTimeoutNow, n.onTimeoutNow)
 	t.HandleStream(transport.MethodRaftInstall, n.onInstall)
 	return n
 }
+
+// Close ends what Net itself has under way, after the replicas were closed.
+func (n *Net) Close() { n.confirms.close() }
 
 // add makes a replica reachable.
 func (n *Net) add(p *peers) {
@@ -115,6 +121,7 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 	queue := p.appends
 	if isHeartbeat(req) {
 		if resp, ok := p.fastHeartbeat(req); ok {
+			p.hear(time.Now(), req, resp)
 			reply(encodeAppendResponse(resp), nil)
 			return
 		}
@@ -229,6 +236,11 @@ type peers struct {
 	raft   atomic.Pointer[raft.Raft]
 	onBeat func(raft.RPC)
 
+	// began is when this was made; heard is when the last message came that we took
+	// from a leader of our term, in ns since began, 0 for never.
+	began time.Time
+	heard atomic.Int64
+
 	mu        sync.Mutex
 	followers map[raft.ServerID]follower
 }
@@ -238,6 +250,8 @@ type follower struct {
 	term    uint64 // the term in which it was learnt
 	match   uint64 // its log equals ours up to here
 	contact time.Time
+	// sent is when the newest request was sent that it answered: it was ours then.
+	sent time.Time
 }
 
 // inbound is an AppendEntries that waits for raft's main loop.
@@ -253,7 +267,7 @@ func newPeers(n *Net, self address, node string, timing Timing, stable *stableSt
 	p := &peers{
 		net: n, self: self, node: raft.ServerAddress(node), log: log, timing: timing, stable: stable, stuckFor: stuckFor, exclusive: exclusive,
 		rpcs: make(chan raft.RPC), appends: make(chan inbound, inboxSize), heartbeats: make(chan inbound, inboxSize),
-		followers: make(map[raft.ServerID]follower),
+		followers: make(map[raft.ServerID]follower), began: time.Now(),
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -322,6 +336,7 @@ func (p *peers) pump(queue <-chan inbound) {
 			}
 			resp, err := p.dispatch(p.ctx, in.req, nil)
 			if a, ok := resp.(*raft.AppendEntriesResponse); ok && err == nil {
+				p.hear(in.at, in.req, a)
 				in.reply(encodeAppendResponse(a), nil)
 			} else {
 				in.reply(nil, err)
@@ -472,6 +487,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if isHeartbeat(req) {
 		lane, timeout = transport.LaneControl, p.timing.Heartbeat
 	}
+	sent := time.Now()
 	b, err := p.call(target, lane, transport.MethodRaftAppend, frame, timeout)
 	if err != nil {
 		return err
@@ -479,7 +495,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if err := decodeAppendResponse(b, resp); err != nil {
 		return err
 	}
-	p.note(id, req, resp)
+	p.note(id, sent, req, resp)
 	return nil
 }
 
@@ -496,7 +512,7 @@ func trim(req *raft.AppendEntriesRequest) {
 }
 
 // note remembers how far a follower is.
-func (p *peers) note(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
 	if resp.Term > req.Term {
 		return
 	}
@@ -510,6 +526,9 @@ func (p *peers) note(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raf
 		f = follower{term: req.Term}
 	}
 	f.contact = time.Now()
+	if sent.After(f.sent) {
+		f.sent = sent
+	}
 	if resp.Success && !isHeartbeat(req) {
 		f.match = max(f.match, req.PrevLogEntry+uint64(len(req.Entries)))
 	}

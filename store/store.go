@@ -325,8 +325,8 @@ func (s *Store) startOnLeader(l *leadership) {
 	})
 }
 
-// View returns the state as it is here, now. For a linearizable one, take a
-// Fence from the leader and wait for its index first.
+// View returns the state as it is here, now: ReadView and ViewAt are for those who
+// must not miss anything.
 func (s *Store) View() (*fsm.View, error) { return s.fsm.View() }
 
 // WaitApplied waits until this replica has applied the entry at index.

@@ -20,5 +20,7 @@ const (
 	MethodShardJobStatus        // compute: coordinator asks a master for progress
 	MethodShardJobCancel        // compute
 	MethodReplicaInfo           // node: one replica's indexes, for status
+	MethodConfirm               // store: is no term above the leader's known here? (in order, on LaneControl)
+	MethodReadIndex             // node: up to which index must a replica be to answer a read?
 	MethodEnd
 )

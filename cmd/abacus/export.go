@@ -65,6 +65,7 @@ the new value. Read it back with
 	f := cmd.Flags()
 	f.StringVar(&prefix, "prefix", "", "only keys that begin with this")
 	f.StringVar(&format, "format", "kv", "kv or jsonl")
+	a.consistencyFlag(cmd)
 	return cmd
 }
 

@@ -19,12 +19,18 @@ import (
 const maxInput = 64 << 20
 
 func newGetCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Print the value of a key, byte by byte",
 		Long: `Print the value of a key, exactly its bytes; a newline is added only on a
-terminal. No such key: exit code 1. Reads are linearizable.`,
+terminal. No such key: exit code 1.
+
+Reads are linearizable: they show every write that was acknowledged before. With
+--consistency stale the node that is asked answers from its own replica, also
+while it is cut off from the others: an old value, perhaps, or one that is older than
+another node has shown. stale:2s asks the leader if the replica had no word from it for 2s.`,
 		Example: `  abacus get greeting
+  abacus get greeting --consistency stale:500ms
   abacus get photo > photo.jpg
   abacus get greeting -o json`,
 		Args: takes(1, 1),
@@ -51,6 +57,8 @@ terminal. No such key: exit code 1. Reads are linearizable.`,
 			})
 		},
 	}
+	a.consistencyFlag(cmd)
+	return cmd
 }
 
 func newPutCommand(a *app) *cobra.Command {
@@ -273,5 +281,6 @@ JSON object, with base64 for what is not UTF-8.`,
 	f.StringVar(&prefix, "prefix", "", "only keys that begin with this")
 	f.IntVar(&limit, "limit", 0, "stop after so many keys (0: never)")
 	f.BoolVar(&values, "values", false, "with values: key, TAB, value")
+	a.consistencyFlag(cmd)
 	return cmd
 }

@@ -63,6 +63,8 @@ type app struct {
 	addrs   string
 	output  string
 	timeout time.Duration
+	// consistency is of the commands that read; empty where there is no such flag.
+	consistency string
 
 	started bool // the command line was good and the command runs
 }
@@ -164,7 +166,39 @@ func flagError(cmd *cobra.Command, err error) error {
 }
 
 // open connects to the cluster of the flags.
-func (a *app) open() (*client.Client, error) { return a.openWith(client.Config{}) }
+func (a *app) open() (*client.Client, error) {
+	var cfg client.Config
+	if err := a.readAs(&cfg); err != nil {
+		return nil, err
+	}
+	return a.openWith(cfg)
+}
+
+// consistencyFlag adds --consistency to a command that reads.
+func (a *app) consistencyFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.consistency, "consistency", "linearizable",
+		"linearizable; or stale: what the node asked has itself, stale:2s if it had word from the shard's leader within 2s")
+}
+
+// readAs turns --consistency into the client's settings.
+func (a *app) readAs(cfg *client.Config) error {
+	mode, bound, bounded := strings.Cut(a.consistency, ":")
+	switch {
+	case mode == "" || mode == "linearizable" && !bounded:
+		return nil
+	case mode != "stale":
+		return usagef("--consistency %s: it must be linearizable, stale or stale:DURATION", a.consistency)
+	}
+	cfg.Stale = true
+	if bounded {
+		d, err := time.ParseDuration(bound)
+		if err != nil || d < time.Millisecond {
+			return usagef("--consistency %s: want a duration of at least 1ms, as stale:500ms", a.consistency)
+		}
+		cfg.MaxStale = d
+	}
+	return nil
+}
 
 func (a *app) openWith(cfg client.Config) (*client.Client, error) {
 	for _, addr := range strings.Split(a.addrs, ",") {

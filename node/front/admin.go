@@ -48,13 +48,13 @@ func adminCommands() []*spec {
 		&spec{name: "info", arity: -1, flags: flagLoading | flagStale, group: "server", since: "1.0.0", summary: "Returns information and statistics about the server.",
 			tips: "nondeterministic_output request_policy:all_shards response_policy:special", run: (*conn).info},
 		configCommand(),
-		cluster("readonly", "Enables reads on this connection of shards that this node follows. They are linearizable all the same.", func(c *conn, _ context.Context, _ [][]byte) error {
-			c.readOnly = true
+		cluster("readonly", "Lets replicas on this node that do not lead answer this connection's reads. They are linearizable all the same.", func(c *conn, _ context.Context, _ [][]byte) error {
+			c.reading.Local = true
 			c.w.SimpleString("OK")
 			return nil
 		}),
 		cluster("readwrite", "Takes READONLY back.", func(c *conn, _ context.Context, _ [][]byte) error {
-			c.readOnly = false
+			c.reading.Local = false
 			c.w.SimpleString("OK")
 			return nil
 		}),
@@ -88,7 +88,7 @@ func (c *conn) ping(_ context.Context, args [][]byte) error {
 }
 
 func (c *conn) resetConn(_ context.Context, _ [][]byte) error {
-	c.readOnly = false
+	c.reading = Reading{}
 	c.setProto(2)
 	c.mu.Lock()
 	c.name = ""
@@ -258,6 +258,7 @@ func clientCommand(ok func(*conn, context.Context, [][]byte) error) *spec {
 			}
 			return ok(c, ctx, args)
 		}),
+		sub("consistency", -2, "Sets how reads of the connection are answered: linearizable (default), or stale [max-ms]; alone, tells.", (*conn).consistency),
 		sub("info", 2, "Returns information about the connection.", func(c *conn, _ context.Context, _ [][]byte) error {
 			c.w.Verbatim("txt", c.line(time.Now())+"\n")
 			return nil
@@ -283,6 +284,42 @@ func clientCommand(ok func(*conn, context.Context, [][]byte) error) *spec {
 		never("kill", "CLIENT KILL is not supported"),
 		never("pause", "CLIENT PAUSE is not supported"),
 	)
+}
+
+// consistency is CLIENT CONSISTENCY [linearizable | stale [max-ms]].
+func (c *conn) consistency(_ context.Context, args [][]byte) error {
+	r := Reading{Local: c.reading.Local}
+	switch mode := args[2:]; {
+	case len(mode) == 0:
+		c.w.BulkString(c.reading.consistency())
+		return nil
+	case len(mode) == 1 && string(lower(nil, mode[0])) == "linearizable":
+	case len(mode) <= 2 && string(lower(nil, mode[0])) == "stale":
+		r.Stale = true
+		if len(mode) == 2 {
+			ms, ok := parseInt(mode[1])
+			if !ok || ms < 1 || ms > MaxStale.Milliseconds() {
+				return refusef("ERR max-ms must be 1 to %d milliseconds; leave it out for any age", MaxStale.Milliseconds())
+			}
+			r.MaxAge = time.Duration(ms) * time.Millisecond
+		}
+	default:
+		return refusal("ERR want CLIENT CONSISTENCY [linearizable | stale [max-ms]]")
+	}
+	c.reading = r
+	c.w.SimpleString("OK")
+	return nil
+}
+
+// consistency is the mode as CLIENT CONSISTENCY takes it.
+func (r Reading) consistency() string {
+	switch {
+	case !r.Stale:
+		return "linearizable"
+	case r.MaxAge == 0:
+		return "stale"
+	}
+	return "stale " + strconv.FormatInt(r.MaxAge.Milliseconds(), 10)
 }
 
 // line describes the connection as CLIENT LIST does.

@@ -17,6 +17,8 @@ type Backend interface {
 	// point to are the caller's again as soon as Exec returns: Exec must not keep
 	// them.
 	Exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) ([]command.Result, error)
+	// Read is Exec for commands that only read, answered as the client has asked.
+	Read(ctx context.Context, shard sharding.ShardID, cmds []command.Command, how Reading) ([]command.Result, error)
 	// Router is the present shard map; immutable, replaced whole.
 	Router() *sharding.Router
 	// Leaders says who leads what, as far as this node knows; immutable, replaced whole.
@@ -27,13 +29,13 @@ type Backend interface {
 	// ScanPage returns about count keys of a shard that match (a glob; empty
 	// matches all) after cursor, and the next cursor, 0 at the shard's end. A
 	// cursor's upper bits (>> 48) are the slot it has got to; 0 is the start.
-	ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string) (keys [][]byte, next uint64, err error)
+	ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string, how Reading) (keys [][]byte, next uint64, err error)
 	// Size counts the keys of a shard.
-	Size(ctx context.Context, shard sharding.ShardID) (int64, error)
+	Size(ctx context.Context, shard sharding.ShardID, how Reading) (int64, error)
 	// SlotKeys counts the keys of a slot of a shard.
-	SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot) (int64, error)
+	SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot, how Reading) (int64, error)
 	// RandomKey returns some key of a shard, false if it has none.
-	RandomKey(ctx context.Context, shard sharding.ShardID) ([]byte, bool, error)
+	RandomKey(ctx context.Context, shard sharding.ShardID, how Reading) ([]byte, bool, error)
 
 	// SubmitJob queues the job of a JSON spec and returns its id. A spec that is
 	// wrong is a *job.SpecError or transport.CodeBadRequest, too many jobs are
@@ -51,6 +53,21 @@ type Backend interface {
 	StatusJSON(ctx context.Context) ([]byte, error)
 	Info() Info
 }
+
+// Reading is how a client wants its reads answered. The zero value: linearizable,
+// by the shard's leader.
+type Reading struct {
+	// Local lets a replica on this node answer that does not lead, linearizable all
+	// the same (READONLY).
+	Local bool
+	// Stale lets a replica on this node answer from what it has, if it had word from
+	// a leader at most MaxAge ago (0: whenever). Otherwise the answer is linearizable.
+	Stale  bool
+	MaxAge time.Duration
+}
+
+// MaxStale is the longest MaxAge that can be asked for: who wants more wants none.
+const MaxStale = 30 * 24 * time.Hour
 
 // Leaders is a routing hint: who leads each shard. It may be out of date, and
 // nothing but an extra hop depends on it.

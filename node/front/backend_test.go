@@ -29,6 +29,8 @@ type cluster struct {
 	keys    map[string]entry
 	jobs    map[string]string
 	execs   []exec // every call of Exec
+	// readings are how each Read was asked for.
+	readings []Reading
 
 	// hook, if set, is called by Exec before it does anything, without the lock.
 	hook func(ctx context.Context, node sharding.NodeID, shard sharding.ShardID, cmds []command.Command) error
@@ -88,6 +90,14 @@ func (c *cluster) takeExecs() []exec {
 	return e
 }
 
+func (c *cluster) takeReadings() []Reading {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.readings
+	c.readings = nil
+	return r
+}
+
 func (c *cluster) node(id sharding.NodeID) Backend { return &fakeNode{cluster: c, id: id} }
 
 // fakeNode is one node's Backend.
@@ -143,6 +153,13 @@ func (n *fakeNode) Exec(ctx context.Context, shard sharding.ShardID, cmds []comm
 		results[i] = n.apply(shard, &cmds[i])
 	}
 	return results, nil
+}
+
+func (n *fakeNode) Read(ctx context.Context, shard sharding.ShardID, cmds []command.Command, how Reading) ([]command.Result, error) {
+	n.mu.Lock()
+	n.readings = append(n.readings, how)
+	n.mu.Unlock()
+	return n.Exec(ctx, shard, cmds)
 }
 
 func (c *cluster) get(key []byte) (entry, bool) {
@@ -322,7 +339,7 @@ func (c *cluster) shardKeys(shard sharding.ShardID) []string {
 	return keys
 }
 
-func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, cursor uint64, count int, match string) (found [][]byte, next uint64, err error) {
+func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, cursor uint64, count int, match string, _ Reading) (found [][]byte, next uint64, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	last := -1
@@ -342,13 +359,13 @@ func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, cursor ui
 	return found, 0, nil
 }
 
-func (n *fakeNode) Size(_ context.Context, shard sharding.ShardID) (int64, error) {
+func (n *fakeNode) Size(_ context.Context, shard sharding.ShardID, _ Reading) (int64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return int64(len(n.shardKeys(shard))), nil
 }
 
-func (n *fakeNode) SlotKeys(_ context.Context, shard sharding.ShardID, slot sharding.Slot) (int64, error) {
+func (n *fakeNode) SlotKeys(_ context.Context, shard sharding.ShardID, slot sharding.Slot, _ Reading) (int64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	count := int64(0)
@@ -360,7 +377,7 @@ func (n *fakeNode) SlotKeys(_ context.Context, shard sharding.ShardID, slot shar
 	return count, nil
 }
 
-func (n *fakeNode) RandomKey(_ context.Context, shard sharding.ShardID) ([]byte, bool, error) {
+func (n *fakeNode) RandomKey(_ context.Context, shard sharding.ShardID, _ Reading) ([]byte, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	keys := n.shardKeys(shard)

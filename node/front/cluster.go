@@ -314,7 +314,7 @@ func (c *conn) countKeysInSlot(ctx context.Context, args [][]byte) error {
 	if shard == sharding.NoShard {
 		return refusef("CLUSTERDOWN Hash slot not served: %d", slot)
 	}
-	keys, err := c.srv.backend.SlotKeys(ctx, shard, slot)
+	keys, err := c.srv.backend.SlotKeys(ctx, shard, slot, c.reading)
 	if err != nil {
 		return err
 	}

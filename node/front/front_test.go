@@ -128,6 +128,8 @@ func TestCommands(t *testing.T) {
 		{"NOSUCH a b", "-ERR unknown command 'NOSUCH', with args beginning with: 'a' 'b' "}, {"client|id", "-ERR unknown command 'client|id', with args beginning with: "}, {"CLUSTER BOGUS", "-ERR unknown subcommand 'BOGUS'. Try CLUSTER HELP."}, {"CLIENT", "-ERR wrong number of arguments for 'client' command"},
 		{"PING", "+PONG"}, {"PING hi", "hi"}, {"PING a b", "-ERR wrong number of arguments for 'ping' command"}, {"ECHO x", "x"}, {"SELECT 0", "+OK"}, {"SELECT 1", "-ERR DB index is out of range..."}, {"SELECT x", "-ERR invalid DB index"},
 		{"AUTH pw", "-ERR AUTH <password> called without any password configured..."}, {"AUTH default pw", "+OK"}, {"AUTH bob pw", "-WRONGPASS..."}, {"READONLY", "+OK"}, {"READWRITE", "+OK"}, {"ASKING", "+OK"},
+		{"CLIENT CONSISTENCY", "linearizable"}, {"CLIENT CONSISTENCY stale", "+OK"}, {"CLIENT CONSISTENCY", "stale"}, {"client consistency STALE 250", "+OK"}, {"CLIENT CONSISTENCY", "stale 250"}, {"CLIENT CONSISTENCY linearizable", "+OK"}, {"CLIENT CONSISTENCY", "linearizable"},
+		{"CLIENT CONSISTENCY stale 0", "-ERR max-ms..."}, {"CLIENT CONSISTENCY stale x", "-ERR max-ms..."}, {"CLIENT CONSISTENCY linearizable 5", "-ERR want CLIENT CONSISTENCY..."}, {"CLIENT CONSISTENCY eventual", "-ERR want CLIENT CONSISTENCY..."}, {"CLIENT CONSISTENCY stale 1 2", "-ERR want CLIENT CONSISTENCY..."},
 		{"CLIENT SETNAME me", "+OK"}, {"CLIENT GETNAME", "me"}, {"CLIENT SETINFO LIB-NAME x", "+OK"}, {"CLIENT SETINFO LIB-X x", "-ERR Unrecognized option 'LIB-X'"}, {"CLIENT NO-EVICT on", "+OK"}, {"CLIENT NO-TOUCH maybe", "-ERR syntax error"}, {"CLIENT TRACKING ON", "-ERR client-side caching is not supported..."}, {"RESET", "+RESET"}, {"CLIENT GETNAME", "(nil)"},
 		{"KEYS *", "-ERR KEYS is not supported: it would hold every key of the cluster at once: use SCAN..."}, {"FLUSHALL", "-ERR FLUSHALL is not supported..."}, {"EVAL x 0", "-ERR EVAL is not supported: there are no scripts: a job..."}, {"CLUSTER MEET a 1", "-ERR CLUSTER MEET is not supported: Abacus places shards..."}, {"MULTI", "-ERR MULTI is not supported..."}, {"DEBUG SLEEP 1", "-ERR DEBUG is not supported..."}, {"MONITOR", "-ERR MONITOR..."}, {"SAVE", "-ERR SAVE..."}, {"REPLICAOF a 1", "-ERR REPLICAOF..."}, {"CONFIG SET a b", "-ERR settings are flags..."},
 		{"CLUSTER KEYSLOT foo", "12182"}, {"CLUSTER COUNTKEYSINSLOT 16384", "-ERR Invalid or out of range slot"}, {"SET foo bar", "+OK"}, {"CLUSTER COUNTKEYSINSLOT 12182", "1"}, {"WAIT 1 0", "1"}, {"WAIT x 0", "-ERR value is not..."},
@@ -397,6 +399,14 @@ func TestClusterPort(t *testing.T) {
 	// READONLY: reads of what the node follows.
 	c.want([]string{"READONLY", "GET " + k2, "SET " + k2 + " z", "READWRITE", "GET " + k2},
 		[]string{"+OK", "(nil)", "-MOVED " + slot(k2) + " 10.0.0.3:7701", "+OK", "-MOVED " + slot(k2) + " 10.0.0.3:7701"})
+
+	// So with stale reads. What the client has asked for goes with the reads, and RESET takes all of it back.
+	cl.takeReadings()
+	c.want([]string{"CLIENT CONSISTENCY stale 40", "GET " + k2, "READONLY", "GET " + k2, "SET " + k2 + " z", "RESET", "GET " + k0, "GET " + k2},
+		[]string{"+OK", "(nil)", "+OK", "(nil)", "-MOVED " + slot(k2) + " 10.0.0.3:7701", "+RESET", "x", "-MOVED " + slot(k2) + " 10.0.0.3:7701"})
+	if got, want := cl.takeReadings(), []Reading{{Stale: true, MaxAge: 40 * time.Millisecond}, {Local: true, Stale: true, MaxAge: 40 * time.Millisecond}, {}}; !slices.Equal(got, want) {
+		t.Errorf("reads were asked for as %+v, want %+v", got, want)
+	}
 
 	// The hint was wrong: the node finds out when it executes.
 	cl.setHook(func(context.Context, sharding.NodeID, sharding.ShardID, []command.Command) error {

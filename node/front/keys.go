@@ -209,7 +209,7 @@ func (c *conn) scanPage(ctx context.Context, cursor uint64, count int, match str
 		if len(keys) >= count || page == scanPages {
 			return keys, cursor, nil
 		}
-		found, after, err := c.srv.backend.ScanPage(ctx, s.ID, cursor, count-len(keys), match)
+		found, after, err := c.srv.backend.ScanPage(ctx, s.ID, cursor, count-len(keys), match, c.reading)
 		if err != nil {
 			if len(keys) > 0 { // what was found is good; the client comes again for the rest
 				return keys, cursor, nil
@@ -239,7 +239,7 @@ func (c *conn) dbSize(ctx context.Context, _ [][]byte) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			n, err := c.srv.backend.Size(ctx, s.ID)
+			n, err := c.srv.backend.Size(ctx, s.ID, c.reading)
 			mu.Lock()
 			defer mu.Unlock()
 			if total += n; err != nil {
@@ -259,7 +259,7 @@ func (c *conn) randomKey(ctx context.Context, _ [][]byte) error {
 	shards := c.covered(c.srv.backend.Router().Map())
 	rand.Shuffle(len(shards), func(i, j int) { shards[i], shards[j] = shards[j], shards[i] })
 	for _, s := range shards {
-		key, ok, err := c.srv.backend.RandomKey(ctx, s.ID)
+		key, ok, err := c.srv.backend.RandomKey(ctx, s.ID, c.reading)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -288,10 +289,10 @@ func (p *plan) awaitLeader(shard sharding.ShardID) {
 	p.leaders = p.c.srv.backend.Leaders()
 }
 
-// readable says whether a connection in READONLY mode may read the shard here:
-// if the node has a replica of it. Reads are linearizable all the same.
+// readable says whether a connection that takes reads from any replica may read
+// the shard here: if the node has a replica of it.
 func (p *plan) readable(shard sharding.ShardID, op command.Op) bool {
-	if !p.c.readOnly || !op.IsRead() {
+	if !p.c.reading.Local && !p.c.reading.Stale || !op.IsRead() {
 		return false
 	}
 	s, ok := p.router.Map().Shard(shard)
@@ -341,16 +342,20 @@ func (p *plan) exec(ctx context.Context) {
 		switch {
 		case len(g.cmds) == 0:
 		case i < len(p.groups)-1:
-			others.Go(func() { g.exec(ctx, p.c.srv.backend) })
+			others.Go(func() { g.exec(ctx, p.c.srv.backend, p.c.reading) })
 		default:
-			g.exec(ctx, p.c.srv.backend)
+			g.exec(ctx, p.c.srv.backend, p.c.reading)
 		}
 	}
 	others.Wait()
 }
 
-func (g *group) exec(ctx context.Context, b Backend) {
-	g.results, g.err = b.Exec(ctx, g.shard, g.cmds)
+func (g *group) exec(ctx context.Context, b Backend, how Reading) {
+	if slices.ContainsFunc(g.cmds, func(c command.Command) bool { return !c.Op.IsRead() }) {
+		g.results, g.err = b.Exec(ctx, g.shard, g.cmds)
+	} else {
+		g.results, g.err = b.Read(ctx, g.shard, g.cmds, how)
+	}
 	if g.err == nil && len(g.results) != len(g.cmds) {
 		g.err = transport.Errorf(transport.CodeUncertain, "%d answers to %d commands", len(g.results), len(g.cmds))
 	}

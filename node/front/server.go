@@ -248,8 +248,8 @@ type conn struct {
 	plan    plan
 	pace    pace
 	created time.Time
-	// readOnly: the client sent READONLY and takes reads from any replica.
-	readOnly bool
+	// reading is what READONLY and CLIENT CONSISTENCY have asked for.
+	reading Reading
 	// quit: the connection ends after the replies written so far.
 	quit bool
 
