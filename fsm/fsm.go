@@ -44,6 +44,7 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/fsm/planted"
 	"github.com/hashicorp/raft"
 )
 
@@ -160,7 +161,7 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	for i, l := range logs {
 		applied[i].Index = l.Index
 		out[i] = &applied[i]
-		if l.Index <= a.index {
+		if l.Index <= a.index && !planted.Is(planted.DropAppliedSkip) {
 			continue
 		}
 		if l.Type == raft.LogCommand {

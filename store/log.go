@@ -12,6 +12,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+
+	"github.com/abacusdb/abacus/fsm/planted"
 )
 
 // The cache spares a leader one read of each entry per follower, and everybody
@@ -88,7 +90,7 @@ func newLogStore(inner raft.LogStore, log *slog.Logger) *logStore {
 // IsMonotonic makes raft delete the whole old log when it installs a snapshot.
 // Otherwise entries that were never committed survive below the snapshot and
 // are sent to others as if they had been (hazard R5).
-func (l *logStore) IsMonotonic() bool { return true }
+func (l *logStore) IsMonotonic() bool { return !planted.Is(planted.LogNotMonotonic) }
 
 func (l *logStore) FirstIndex() (uint64, error) { return l.inner.FirstIndex() }
 func (l *logStore) LastIndex() (uint64, error)  { return l.inner.LastIndex() }

@@ -45,6 +45,8 @@ type Config struct {
 	Snapshots Snapshots
 	// WrapLog wraps the log's file, so that a test can make it slow or fail.
 	WrapLog func(raft.LogStore) raft.LogStore
+	// WrapStable wraps the file of the term and the vote, likewise.
+	WrapStable func(raft.StableStore) raft.StableStore
 	// InitialMmapSize is the address space of the state file: see fsm.Config.
 	InitialMmapSize int
 	// Log; default: none.
@@ -217,7 +219,11 @@ func (s *Store) open() error {
 		logs = s.cfg.WrapLog(logs)
 	}
 	s.logs = newLogStore(logs, s.log)
-	if s.stable, err = newStableStore(s.db); err != nil {
+	var stable raft.StableStore = s.db
+	if s.cfg.WrapStable != nil {
+		stable = s.cfg.WrapStable(stable)
+	}
+	if s.stable, err = newStableStore(stable); err != nil {
 		return err
 	}
 	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.log); err != nil {
