@@ -161,6 +161,22 @@ func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (str
 	return dir, d.update(func(id *ident) { id.Replicas = append(slices.Clip(id.Replicas), key) })
 }
 
+// removeReplica forgets a replica that was taken out, and deletes its files.
+func (d *dataDir) removeReplica(shard sharding.ShardID, id sharding.ReplicaID) error {
+	key := replicaKey(shard, id)
+	// Forgotten first: a directory that is remembered and gone would stop the next start.
+	err := d.update(func(id *ident) {
+		id.Replicas = slices.DeleteFunc(slices.Clone(id.Replicas), func(r string) bool { return r == key })
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(d.file(key)); err != nil {
+		return fmt.Errorf("remove replica directory: %w", err)
+	}
+	return nil
+}
+
 // saveMap caches the shard map, so that the node finds its peers after all of
 // them were down.
 func (d *dataDir) saveMap(m sharding.Map) error { return writeFileSynced(d.file("map"), m.Encode()) }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,6 +100,22 @@ func (p *peers) claim(shard sharding.ShardID) (leader sharding.NodeID, term uint
 		}
 	}
 	return leader, term
+}
+
+// sayRemoved says whether the living peer that leads the replica's shard, in a term
+// not older than the replica's own, does not count it as a member.
+func (p *peers) sayRemoved(s store.Status) bool {
+	leader, term := p.claim(s.Shard)
+	if leader == "" || term < s.Term {
+		return false
+	}
+	said, _ := p.get(leader)
+	for _, r := range said.Replicas {
+		if r.Shard == s.Shard && r.Leads && r.Term == term {
+			return len(r.Members) > 0 && !slices.ContainsFunc(r.Members, func(m store.Member) bool { return m.Replica == s.Replica })
+		}
+	}
+	return false
 }
 
 // start claims the right to ask a peer; one exchange at a time each.
