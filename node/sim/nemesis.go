@@ -113,6 +113,10 @@ func (n *nemesis) cut(rng *rand.Rand) {
 		ids = append(ids, m.id)
 	}
 	ids = some(rng, ids, len(ids))
+	if l, _ := n.c.leader(sharding.ShardID(rng.IntN(n.c.opt.Shards))); l != nil && rng.IntN(2) == 0 {
+		i := slices.Index(ids, l.id) // a leader sees most of what may go wrong
+		ids[0], ids[i] = ids[i], ids[0]
+	}
 	var links [][2]string
 	half := 1 // isolates a node
 	switch rng.IntN(5) {

@@ -51,14 +51,17 @@ func Run(t *testing.T, seed uint64, opt Options, dir, failures string) (Report, 
 	synctest.Test(t, func(*testing.T) { s.bubble() })
 	watch.Stop()
 
+	if s.err != nil {
+		f.add("%v", s.err)
+	}
 	for _, w := range s.loads {
 		s.report.Keys += w.check(f)
 	}
 	s.report.Scenarios, s.report.Wall = 1, time.Since(began)
-	if s.err != nil {
-		f.add("%v", s.err)
-	} else if err := opt.floors(s.report); err != nil {
-		f.add("%v", err)
+	if len(f.faults) == 0 {
+		if err := opt.floors(s.report); err != nil {
+			f.add("%v", err)
+		}
 	}
 	if len(f.faults) == 0 {
 		return s.report, nil
@@ -109,8 +112,8 @@ func (s *scenario) bubble() {
 	}
 	// Also after a failure: a bubble ends when its goroutines have.
 	c.net.Heal()
-	err = errors.Join(c.err(), err, c.stop())
-	s.err = errors.Join(err, c.err())
+	err = errors.Join(err, c.stop())
+	s.err = errors.Join(c.err(), err)
 	s.report = n.report
 	r := &s.report
 	r.OK, r.Failed, r.Uncertain = int(counts[answered].Load()), int(counts[failed].Load()), int(counts[uncertain].Load())
