@@ -51,6 +51,9 @@ type replicaStatus struct {
 	Records int64           `json:"records"`
 	// Members is the Raft configuration, told by the leader only.
 	Members []store.Member `json:"members,omitempty"`
+	// Committed are the replicas of the newest committed configuration, told by the
+	// leader only. Members may still be taken back.
+	Committed []sharding.ReplicaID `json:"committed,omitempty"`
 }
 
 // peers is the table of what the others said last.
@@ -103,7 +106,8 @@ func (p *peers) claim(shard sharding.ShardID) (leader sharding.NodeID, term uint
 }
 
 // sayRemoved says whether the living peer that leads the replica's shard, in a term
-// not older than the replica's own, does not count it as a member.
+// not older than the replica's own, has its removal committed. Before that the
+// leader may be deposed, and the next one need the replica for its majority.
 func (p *peers) sayRemoved(s store.Status) bool {
 	leader, term := p.claim(s.Shard)
 	if leader == "" || term < s.Term {
@@ -112,7 +116,7 @@ func (p *peers) sayRemoved(s store.Status) bool {
 	said, _ := p.get(leader)
 	for _, r := range said.Replicas {
 		if r.Shard == s.Shard && r.Leads && r.Term == term {
-			return len(r.Members) > 0 && !slices.ContainsFunc(r.Members, func(m store.Member) bool { return m.Replica == s.Replica })
+			return len(r.Committed) > 0 && !slices.Contains(r.Committed, s.Replica)
 		}
 	}
 	return false
@@ -250,7 +254,7 @@ func describe(st *store.Store) replicaStatus {
 		v.Close()
 	}
 	if r.Leads {
-		r.Members = s.Members
+		r.Members, r.Committed = s.Members, st.Committed()
 	}
 	return r
 }

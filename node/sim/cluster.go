@@ -24,8 +24,9 @@ import (
 )
 
 // Elections in a fraction of a second: waiting costs nothing here, but what
-// happens in a second does.
-var timing = store.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 200 * time.Millisecond,
+// happens in a second does. The lease is as long as it may be, so that a deposed
+// leader believes in itself for as long as it can: no promise may rest on a lease.
+var timing = store.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 300 * time.Millisecond,
 	Commit: 40 * time.Millisecond, Stuck: 1500 * time.Millisecond}
 
 const (

@@ -31,7 +31,7 @@ func (n *nemesis) run() {
 		every time.Duration
 		fault func(rng *rand.Rand)
 	}{
-		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members},
+		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"late", f.Late, n.late}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members},
 	} {
 		if k.every < 0 {
 			continue
@@ -146,7 +146,43 @@ func (n *nemesis) cut(rng *rand.Rand) {
 		n.c.net.HealLink(l[0], l[1])
 		n.c.net.HealLink(l[1], l[0])
 	}
-	bit := n.c.net.Swallowed().Cut > before
+	n.counted(n.c.net.Swallowed().Cut > before)
+}
+
+// late makes a node's answers later and later, slowly enough for its leases to be
+// renewed all the while, and then cuts what it sends. For about as long as the answers were late
+// it goes on to lead, though the others have heard nothing of it and elect
+// another: whatever it then reads from its own state is old.
+func (n *nemesis) late(rng *rand.Rand) {
+	net := n.c.net
+	l, _ := n.c.leader(sharding.ShardID(rng.IntN(n.c.opt.Shards)))
+	if l == nil {
+		return
+	}
+	leader := l.id
+	each := func(f func(other string)) {
+		for _, m := range n.c.members {
+			if m.id != leader {
+				f(m.id)
+			}
+		}
+	}
+	const step = 100 * time.Millisecond
+	for i := range 3 + rng.IntN(8) {
+		each(func(other string) { net.Delay(other, leader, time.Duration(i+1)*step) })
+		if !n.sleep(step) {
+			break
+		}
+	}
+	before := net.Swallowed().Cut
+	each(func(other string) { net.Cut(leader, other) })
+	n.sleep(between(rng, 500*time.Millisecond, 1500*time.Millisecond))
+	each(func(other string) { net.HealLink(leader, other); net.Delay(other, leader, baseDelay) })
+	n.counted(net.Swallowed().Cut > before)
+}
+
+// counted counts a cut that swallowed something, or not.
+func (n *nemesis) counted(bit bool) {
 	n.count(func(r *Report) {
 		if bit {
 			r.Cuts++

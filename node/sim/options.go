@@ -30,6 +30,9 @@ type Faults struct {
 	// Cut cuts links: one way, both ways, one link, around one node, or into two
 	// halves. Default 350 ms.
 	Cut time.Duration
+	// Late makes a leader's acknowledgements late before it is cut off, so that it leads
+	// on beside its successor. Default 6 s.
+	Late time.Duration
 	// Slow delays links, loses messages, pauses a node (its messages wait) or slows
 	// a disk, up to one that hangs. Default 2 s.
 	Slow time.Duration
@@ -66,6 +69,7 @@ func (o Options) withDefaults(seed uint64) Options {
 	f := &o.Faults
 	orDefault(&f.Crash, 1100*time.Millisecond)
 	orDefault(&f.Cut, 350*time.Millisecond)
+	orDefault(&f.Late, 6*time.Second)
 	orDefault(&f.Slow, 2*time.Second)
 	orDefault(&f.Move, 3*time.Second)
 	orDefault(&f.Members, 3*time.Second)
