@@ -4,6 +4,9 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,15 +20,31 @@ const plantedLimit = 30 * time.Second
 // TestPlanted shows that the simulation finds bugs: each of these is planted, and must be
 // found in time. And it finds none where none is planted.
 func TestPlanted(t *testing.T) {
-	for _, bug := range []planted.Bug{planted.AckBeforeCommit, planted.DropAppliedSkip, planted.LogNotMonotonic, planted.EarlyCompaction} {
-		t.Run(string(bug), func(t *testing.T) {
+	for _, c := range []struct {
+		bug planted.Bug
+		opt Options // chosen for the bug
+	}{
+		{planted.AckBeforeCommit, Options{Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
+		{planted.DropAppliedSkip, Options{}},
+		{planted.LogNotMonotonic, Options{}},
+		{planted.EarlyCompaction, Options{}},
+	} {
+		t.Run(string(c.bug), func(t *testing.T) {
+			options := filepath.Join(t.TempDir(), "options.json")
+			raw, err := json.Marshal(c.opt)
+			if err == nil {
+				err = os.WriteFile(options, raw, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 			t.Setenv("ABACUS_SIM_DIR", t.TempDir()) // what is found here is no news
 			ctx, cancel := context.WithTimeout(t.Context(), plantedLimit)
 			defer cancel()
 			began := time.Now()
 			var sum Report
 			for seed := uint64(1); ; seed++ {
-				r, _, err := scenarioProcess(ctx, seed, "", string(bug))
+				r, _, err := scenarioProcess(ctx, seed, options, string(c.bug))
 				if ctx.Err() != nil {
 					t.Fatalf("not found in %v: %s", plantedLimit, sum)
 				}
