@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-tools test-system sim planted check demo cluster bench chaos lint fmt fuzz
+.PHONY: help build test test-tools test-system sim planted powercut check demo cluster bench chaos lint fmt fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,11 +40,19 @@ test-tools: ## redis-cli, redis-benchmark and awk against real nodes, and all un
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(UNIT)
 	$(GO) test -tags tools -run '^TestTools' -timeout 9m -count=1 ./chaos/
 
-test-system: ## tests that need root: frozen file systems under two of three nodes
+test-system: ## tests that need root: frozen file systems under two of three nodes, power cuts
 	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems (sudo make test-system)" >&2; exit 1; }
 	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
 	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs
-	$(GO) test -tags system -run '^TestSystem' -timeout 9m -count=1 ./chaos/
+	$(GO) test -tags system -run '^TestSystem|^TestPowerCut' -timeout 15m -count=1 -v ./chaos/
+
+# A cut takes a fifth of a second, on one of three nodes a whole one; five times that is time enough.
+CUTS ?= 300
+powercut: ## CUTS (300) power cuts under one node and under three, for root; a long run: make powercut CUTS=5000
+	@test "$$(id -u)" = 0 || { echo "make powercut needs root: it mounts file systems (sudo make powercut)" >&2; exit 1; }
+	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	  need losetup mount; need mkfs.ext4 e2fsprogs
+	ABACUS_CUTS=$(CUTS) $(GO) test -tags system -run '^TestPowerCut' -timeout $$(( 10 + $(CUTS) / 30 ))m -count=1 -v ./chaos/
 
 # What docs/testing.md promises, times SIM_TIMES. Each run takes new seeds.
 SIM_TIMES ?= 1

@@ -34,8 +34,7 @@ var specs = map[string]spec{
 	"PING": readWide, "ECHO": readWide, "INFO": readWide, "TIME": readWide, "COMMAND": readWide, "CLUSTER": readWide,
 	"DBSIZE": readWide, "SCAN": readWide, "RANDOMKEY": readWide,
 	"ABACUS.STATUS": readWide, "JOB.STATUS": readWide, "JOB.RESULT": readWide, "JOB.LIST": readWide,
-	"JOB.CANCEL": {wide: true, read: true}, // to cancel twice is to cancel once
-	"JOB.SUBMIT": {wide: true},
+	"JOB.CANCEL": {wide: true}, "JOB.SUBMIT": {wide: true},
 }
 
 // Cmd is one command: its name and arguments, as bytes.

@@ -100,8 +100,11 @@ func (e *CommandError) Error() string {
 	switch e.Kind {
 	case ErrUncertain:
 		hint = " (it may have been executed: read the key before repeating it)"
-		if e.Command == "JOB.SUBMIT" {
+		switch e.Command {
+		case "JOB.SUBMIT":
 			hint = " (it may have been submitted: look at the list of jobs, or submit it again with the same id)"
+		case "JOB.CANCEL":
+			hint = " (it may have been cancelled: look at its status, or cancel it again)"
 		}
 	case ErrUnavailable:
 		hint = " (it was not executed)"

@@ -97,8 +97,9 @@ func (c *Client) JobResult(ctx context.Context, id string) (job.Value, error) {
 
 // CancelJob ends a job. To cancel one that has ended changes nothing.
 func (c *Client) CancelJob(ctx context.Context, id string) error {
-	_, err := c.Do(ctx, "JOB.CANCEL", id)
-	return err
+	cmd := Command("JOB.CANCEL", id)
+	cmd.Repeatable = true // to cancel twice is to cancel once
+	return c.DoMulti(ctx, []Cmd{cmd})[0].Err
 }
 
 // Jobs lists the jobs that the cluster remembers.

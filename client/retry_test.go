@@ -159,6 +159,26 @@ func TestRepeatedWriteThatFailsIsUncertain(t *testing.T) {
 	}
 }
 
+// A cancel is sent again, and when its fate stays unknown that is not "not executed".
+func TestCancelMayBeUncertain(t *testing.T) {
+	c := clienttest.New(t, 1)
+	var n atomic.Int64
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		if r.Args[0] != "JOB.CANCEL" {
+			return clienttest.Serve
+		}
+		if n.Add(1) == 1 {
+			return clienttest.Lose
+		}
+		r.Reply.Error("TRYAGAIN later")
+		return clienttest.Done
+	})
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
+	if err := cl.CancelJob(t.Context(), "j1"); !errors.Is(err, client.ErrUncertain) || n.Load() < 2 {
+		t.Errorf("after %d attempts: %v", n.Load(), err)
+	}
+}
+
 func TestNodeThatIsDown(t *testing.T) {
 	c := clienttest.New(t, 3)
 	cl, ctx := open(t, c), t.Context()

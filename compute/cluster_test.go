@@ -350,7 +350,9 @@ type memLedger struct {
 	changed []func(id string)
 	// uncertain says whether a Put is answered as uncertain, and whether it is done all the same.
 	uncertain func() (answer, done bool)
-	calls     int
+	// away, if set, is what Put and Get fail with.
+	away  error
+	calls int
 }
 
 func newMemLedger() *memLedger {
@@ -362,6 +364,9 @@ func (l *memLedger) waiters() int { l.mu.Lock(); defer l.mu.Unlock(); return l.c
 func (l *memLedger) Get(ctx context.Context, id string) (job.Record, int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.away != nil {
+		return job.Record{}, 0, l.away
+	}
 	data, ok := l.records[id]
 	if !ok {
 		return job.Record{}, 0, transport.Errorf(transport.CodeNotFound, "job %s", id)
@@ -379,6 +384,10 @@ func (l *memLedger) Put(ctx context.Context, rec job.Record, expectRev int64) (i
 		return 0, err
 	}
 	l.mu.Lock()
+	if l.away != nil {
+		l.mu.Unlock()
+		return 0, l.away
+	}
 	answer, done := false, true
 	if l.uncertain != nil {
 		answer, done = l.uncertain()

@@ -264,13 +264,18 @@ func (j *Jobs) update(ctx context.Context, id string, change func(*job.Record) e
 
 // retry repeats try while the ledger is away, contended or unclear about what
 // it did; try must find out what that was. Other errors and the end of ctx end it.
+// If one of the tries may have done something, and none found out, its end is
+// CodeUncertain even when the last one certainly did nothing.
 func (j *Jobs) retry(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, updateWait)
 	defer cancel()
+	unsure := false
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
 		err := try(ctx)
 		switch transport.CodeOf(err) {
-		case transport.CodeConflict, transport.CodeUncertain, transport.CodeLinkLost, transport.CodeUnavailable,
+		case transport.CodeUncertain, transport.CodeLinkLost:
+			unsure = true
+		case transport.CodeConflict, transport.CodeUnavailable,
 			transport.CodeNotLeader, transport.CodeNoReplica, transport.CodeBusy, transport.CodeTimeout, transport.CodeClosed:
 		default:
 			return err
@@ -278,6 +283,9 @@ func (j *Jobs) retry(ctx context.Context, try func(context.Context) error) error
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
+			if unsure && transport.Certain(err) {
+				err = transport.Errorf(transport.CodeUncertain, "an earlier attempt may have been carried out; the last one met: %v", err)
+			}
 			return err
 		}
 	}

@@ -196,6 +196,23 @@ func TestUncertainLedger(t *testing.T) {
 	})
 }
 
+// A submit that may have been done, and then finds nobody to ask, must not be
+// answered as if nothing was done: a client library would submit it once more.
+func TestSubmitStaysUncertain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 2)
+		c.ledger.uncertain = func() (answer, done bool) { // under the ledger's lock
+			c.ledger.away = transport.Errorf(transport.CodeTimeout, "no leader")
+			return true, true
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := c.node("n1").jobs.Submit(ctx, sumOf("a/")); transport.CodeOf(err) != transport.CodeUncertain {
+			t.Errorf("got %v, want an uncertain error", err)
+		}
+	})
+}
+
 // At most maxRunning jobs at once, the oldest first.
 func TestRunsAFewAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,13 +1,13 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/hashicorp/raft"
-	bolt "go.etcd.io/bbolt"
 )
 
 // purgeLimit bounds how many ended keys one entry removes, so that a million
@@ -17,10 +17,11 @@ const purgeLimit = 1000
 // maxMillis caps the clock and deadlines, so that no sum of them wraps.
 const maxMillis = 1 << 62
 
-// applier runs commands in one bbolt transaction. It belongs to the FSM
-// goroutine and is used again for each batch.
+// applier is the state in memory and runs commands on it. Behind FSM.mu; it
+// is changed by the FSM goroutine, and by a checkpoint that moves layers.
 type applier struct {
-	f *FSM
+	f      *FSM
+	layers layers
 
 	// As of the last entry applied.
 	index    uint64
@@ -33,20 +34,19 @@ type applier struct {
 	deadline      int64
 	deadlineLoose bool
 
-	// counts and owned are worked out from the file when it is loaded, and kept.
-	counts  [command.Slots]slotCount
-	owned   [command.Slots]bool
-	changed []uint16 // slots whose counts must be written
-	isDirty [command.Slots]bool
+	counts slotTable
+	owned  [command.Slots]bool
+	sess   *sessions
 
-	tx              *bolt.Tx // nil until a command needs it
-	keys, ttl, recs *bolt.Bucket
-	effect          bool // something to commit
-	wanted          bool // this entry's answers are read
-	records         []recordChange
+	// What changed since the last checkpoint froze the state.
+	dirty      map[uint16]bool // slots whose counts did
+	initIsNew  bool
+	sessFrozen uint64 // sessions used up to here were frozen
 
-	keyBuf, ttlBuf, metaBuf []byte
-	mem                     arena
+	answering bool // the answers of the command are read, or remembered
+	records   []recordChange
+
+	keyBuf, ttlBuf []byte
 }
 
 type recordChange struct {
@@ -55,93 +55,18 @@ type recordChange struct {
 	revision int64
 }
 
-// start prepares for a batch on top of st.
-func (a *applier) start(st *state) {
-	a.index, a.term, a.clock = st.applied, st.term, st.clock
-	a.init, a.deadline, a.deadlineLoose = st.init, st.deadline, false
-	a.effect, a.records = false, a.records[:0]
+// header is what the file says of the state as it is now.
+func (a *applier) header() header {
+	return header{applied: a.index, term: a.term, clock: a.clock, total: a.total, revision: a.revision,
+		opened: a.sess.opened, used: a.sess.used, init: a.init}
 }
 
-func (a *applier) begin() {
-	if a.tx != nil {
-		return
-	}
-	tx, err := a.f.st.Load().gen.db.Begin(true)
-	if err != nil {
-		panic(fmt.Errorf("fsm: begin transaction: %w", err))
-	}
-	a.tx = tx
-	a.keys, a.ttl, a.recs = tx.Bucket(bucketKeys), tx.Bucket(bucketTTL), tx.Bucket(bucketRecords)
-}
-
-// abandon ends a transaction that was not committed: there was no effect, or a panic.
-func (a *applier) abandon() {
-	if a.tx != nil {
-		_ = a.tx.Rollback() // it only ever fails for a closed transaction
-		a.tx, a.keys, a.ttl, a.recs = nil, nil, nil, nil
-	}
-	a.mem.reset()
-}
-
-// finish commits what the batch did and returns the state after it.
-func (a *applier) finish(st *state) *state {
+// state is what is published of it.
+func (a *applier) state(durable uint64) *state {
 	if a.deadlineLoose {
 		a.findDeadline()
 	}
-	next := &state{
-		gen: st.gen, applied: a.index, durable: st.durable, term: a.term,
-		clock: a.clock, deadline: a.deadline, init: a.init,
-	}
-	if !a.effect {
-		return next
-	}
-	a.must("write slot counts", a.writeCounts())
-	a.must("write header", a.writeHeader(a.tx, next))
-	a.must("commit", a.tx.Commit())
-	a.tx, a.keys, a.ttl, a.recs = nil, nil, nil, nil
-	next.durable = a.index
-	return next
-}
-
-// flush commits the header alone.
-func (a *applier) flush(st *state) error {
-	return st.gen.db.Update(func(tx *bolt.Tx) error { return a.writeHeader(tx, st) })
-}
-
-func (a *applier) writeHeader(tx *bolt.Tx, st *state) error {
-	h := header{applied: st.applied, term: st.term, clock: st.clock, total: a.total, revision: a.revision}
-	a.metaBuf = h.encode(a.metaBuf[:0])
-	return tx.Bucket(bucketMeta).Put(metaState, a.metaBuf)
-}
-
-func (a *applier) writeCounts() error {
-	if len(a.changed) == 0 {
-		return nil
-	}
-	b := a.tx.Bucket(bucketSlots)
-	for _, slot := range a.changed {
-		a.isDirty[slot] = false
-		var k [2]byte
-		binary.BigEndian.PutUint16(k[:], slot)
-		var err error
-		if c := a.counts[slot]; c.records == 0 {
-			err = b.Delete(k[:])
-		} else {
-			err = b.Put(k[:], c.encode(a.mem.alloc(slotCountBytes)[:0]))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	a.changed = a.changed[:0]
-	return nil
-}
-
-// must ends the process on a storage error: what the file holds is unknown now.
-func (a *applier) must(what string, err error) {
-	if err != nil {
-		panic(fmt.Errorf("fsm: %s at index %d: %w", what, a.index, err))
-	}
+	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, init: a.init}
 }
 
 // entry applies one log entry.
@@ -155,18 +80,19 @@ func (a *applier) entry(l *raft.Log) []command.Result {
 	if a.deadline <= a.clock {
 		a.purge()
 	}
-	a.wanted = b.ID != 0 && a.f.cfg.Wanted != nil && a.f.cfg.Wanted(b.ID)
+	wanted := b.ID != 0 && a.f.cfg.Wanted != nil && a.f.cfg.Wanted(b.ID)
 	var results []command.Result
-	if a.wanted {
+	if wanted {
 		results = make([]command.Result, len(b.Commands))
 	}
 	for i := range b.Commands {
 		c := &b.Commands[i]
-		if !a.wanted && c.Op.IsRead() {
+		if !wanted && c.Op.IsRead() {
 			continue
 		}
+		a.answering = wanted || c.Session != 0 // what is remembered must be the same everywhere
 		r := a.exec(c, l.Index)
-		if a.wanted {
+		if wanted {
 			results[i] = r
 		}
 	}
@@ -181,36 +107,45 @@ func (a *applier) exec(c *command.Command, index uint64) command.Result {
 	case command.OpInit:
 		return a.doInit(c, index)
 	}
-	if a.init == nil {
-		return command.Err(command.CodeUninitialized)
+	if refused, ok := a.refuses(c); ok {
+		return refused
 	}
-	isRecord := c.Op == command.OpRecordSet || c.Op == command.OpRecordDelete
-	if !isRecord && (int(c.Slot) >= len(a.owned) || !a.owned[c.Slot]) {
-		return command.Err(command.CodeWrongShard)
+	if c.Session == 0 {
+		return a.run(c, index)
+	}
+	s, answer, known := a.sess.find(c)
+	if !known {
+		answer = a.run(c, index)
+		a.sess.record(s, c, answer)
+	}
+	return answer
+}
+
+// refuses says whether the shard does not take the command at all. That depends
+// on nothing but the command, the shard's identity and its slots.
+func (a *applier) refuses(c *command.Command) (command.Result, bool) {
+	if a.init == nil {
+		return command.Err(command.CodeUninitialized), true
+	}
+	switch c.Op {
+	case command.OpRecordSet, command.OpRecordDelete, command.OpSessionOpen, command.OpSessionCheck:
+	default:
+		if int(c.Slot) >= len(a.owned) || !a.owned[c.Slot] {
+			return command.Err(command.CodeWrongShard), true
+		}
 	}
 	if err := c.Validate(a.init.Limits); err != nil {
 		if e, ok := err.(*command.LimitError); ok && e.Size > 0 {
-			return tooLarge(e.Max)
+			return tooLarge(e.Max), true
 		}
-		return command.Err(command.CodeBadCommand)
+		return command.Err(command.CodeBadCommand), true
 	}
-	a.begin()
+	return command.Result{}, false
+}
+
+// run carries out one command that is not refused.
+func (a *applier) run(c *command.Command, index uint64) command.Result {
 	switch c.Op {
-	case command.OpGet:
-		return a.answer(a.get(c.Slot, c.Keys[0]))
-	case command.OpMGet:
-		return a.doMGet(c)
-	case command.OpStrlen:
-		return command.Int(int64(len(a.get(c.Slot, c.Keys[0]).value)))
-	case command.OpExists:
-		return a.doExists(c)
-	case command.OpType:
-		if a.get(c.Slot, c.Keys[0]).visible {
-			return command.Bytes([]byte("string"))
-		}
-		return command.Bytes([]byte("none"))
-	case command.OpTTL:
-		return a.doTTL(c)
 	case command.OpSet:
 		return a.doSet(c)
 	case command.OpMSet:
@@ -235,6 +170,13 @@ func (a *applier) exec(c *command.Command, index uint64) command.Result {
 		return a.doRecordSet(c)
 	case command.OpRecordDelete:
 		return a.doRecordDelete(c)
+	case command.OpSessionOpen:
+		return a.sess.open(uint64(c.Int))
+	case command.OpMulti:
+		return a.doMulti(c, index)
+	}
+	if c.Op.IsRead() {
+		return a.read(c)
 	}
 	panic(fmt.Sprintf("fsm: entry %d: op %v is not implemented", index, c.Op))
 }
@@ -243,7 +185,7 @@ func tooLarge(limit int) command.Result {
 	return command.Result{Kind: command.KindError, Code: command.CodeTooLarge, Int: int64(limit)}
 }
 
-// get reads a key as the clock sees it. What it returns lies in the transaction.
+// get reads a key as the clock sees it. Its value may lie in the file.
 func (a *applier) get(slot uint16, key []byte) entry {
 	e := a.load(slot, key)
 	if !e.visible {
@@ -255,43 +197,27 @@ func (a *applier) get(slot uint16, key []byte) entry {
 // load also returns what is stored of a key that has ended.
 func (a *applier) load(slot uint16, key []byte) entry {
 	a.keyBuf = appendKey(a.keyBuf[:0], slot, key)
-	return decodeEntry(a.keys.Get(a.keyBuf), a.clock)
+	r, stored := a.layers.get(inKeys, a.keyBuf)
+	return seen(r, stored, a.clock)
 }
 
-// put stores a key; old is what load returned for it. value may lie in the
-// transaction or in the entry: it is copied.
+// put stores a key; old is what load returned for it. value is copied.
 func (a *applier) put(slot uint16, key, value []byte, deadline int64, old entry) {
-	head := 1
-	if deadline != 0 {
-		head = 9
-	}
-	v := a.mem.alloc(head + len(value))
-	v[0] = kindPlain
-	if deadline != 0 {
-		v[0] = kindExpires
-		binary.BigEndian.PutUint64(v[1:], uint64(deadline))
-	}
-	copy(v[head:], value)
-	a.store(slot, key, v, len(value), deadline, old)
-}
-
-// store puts v, an encoded value of the given length, where the arena keeps it.
-func (a *applier) store(slot uint16, key, v []byte, length int, deadline int64, old entry) {
 	a.keyBuf = appendKey(a.keyBuf[:0], slot, key)
-	oldLength, oldDeadline := len(old.value), old.deadline
-	a.must("put", a.keys.Put(a.keyBuf, v))
-	if oldDeadline != deadline {
-		if oldDeadline != 0 {
-			a.unschedule(oldDeadline, slot, key)
+	a.layers.put(inKeys, a.keyBuf, value, deadline, a.index, old.row)
+	if old.stored {
+		a.count(slot, 0, int64(len(value)-len(old.value)))
+	} else {
+		a.count(slot, 1, int64(len(key)+len(value)))
+		old.deadline = 0
+	}
+	if old.deadline != deadline {
+		if old.deadline != 0 {
+			a.unschedule(old.deadline, slot, key)
 		}
 		if deadline != 0 {
 			a.schedule(deadline, slot, key)
 		}
-	}
-	if old.stored {
-		a.count(slot, 0, int64(length-oldLength))
-	} else {
-		a.count(slot, 1, int64(len(key)+length))
 	}
 }
 
@@ -300,24 +226,19 @@ func (a *applier) remove(slot uint16, key []byte, old entry) {
 	if !old.stored {
 		return
 	}
-	length := len(old.value)
 	a.keyBuf = appendKey(a.keyBuf[:0], slot, key)
-	a.must("delete", a.keys.Delete(a.keyBuf))
+	a.layers.remove(inKeys, a.keyBuf, old.row)
 	if old.deadline != 0 {
 		a.unschedule(old.deadline, slot, key)
 	}
-	a.count(slot, -1, -int64(len(key)+length))
+	a.count(slot, -1, -int64(len(key)+len(old.value)))
+	a.counts.at(slot).removed = a.index
 }
 
 func (a *applier) count(slot uint16, records, bytes int64) {
-	a.effect = true
-	d := slotCount{records, bytes}
-	a.counts[slot].add(d)
-	a.total.add(d)
-	if !a.isDirty[slot] && d != (slotCount{}) {
-		a.isDirty[slot] = true
-		a.changed = append(a.changed, slot)
-	}
+	a.counts.at(slot).add(records, bytes)
+	a.total.add(records, bytes)
+	a.dirty[slot] = true
 }
 
 func (a *applier) ttlKey(deadline int64, slot uint16, key []byte) []byte {
@@ -327,12 +248,16 @@ func (a *applier) ttlKey(deadline int64, slot uint16, key []byte) []byte {
 }
 
 func (a *applier) schedule(deadline int64, slot uint16, key []byte) {
-	a.must("put deadline", a.ttl.Put(a.ttlKey(deadline, slot, key), nil))
+	k := a.ttlKey(deadline, slot, key)
+	old, _ := a.layers.get(inTTL, k)
+	a.layers.put(inTTL, k, nil, 0, 0, old)
 	a.deadline = min(a.deadline, deadline)
 }
 
 func (a *applier) unschedule(deadline int64, slot uint16, key []byte) {
-	a.must("delete deadline", a.ttl.Delete(a.ttlKey(deadline, slot, key)))
+	k := a.ttlKey(deadline, slot, key)
+	old, _ := a.layers.get(inTTL, k)
+	a.layers.remove(inTTL, k, old)
 	if deadline == a.deadline {
 		a.deadlineLoose = true // others may end at the same time
 	}
@@ -340,34 +265,43 @@ func (a *applier) unschedule(deadline int64, slot uint16, key []byte) {
 
 // purge removes keys that have ended, the earliest first.
 func (a *applier) purge() {
-	a.begin()
 	ended := make([][]byte, 0, 16)
-	c := a.ttl.Cursor()
-	for k, _ := c.First(); k != nil && len(ended) < purgeLimit; k, _ = c.Next() {
-		if int64(binary.BigEndian.Uint64(k)) > a.clock {
-			break
+	a.walkTTL(func(k []byte, deadline int64) bool {
+		if deadline > a.clock || len(ended) == purgeLimit {
+			return false
 		}
-		ended = append(ended, k)
-	}
+		ended = append(ended, bytes.Clone(k))
+		return true
+	})
 	for _, k := range ended {
 		slot, key := splitKey(k[8:])
-		e := decodeEntry(a.keys.Get(k[8:]), a.clock)
+		e := a.load(slot, key)
 		if !e.stored {
 			panic(fmt.Sprintf("fsm: deadline without a key in slot %d after index %d", slot, a.index))
 		}
-		length := len(e.value)
-		a.must("purge", a.keys.Delete(k[8:]))
-		a.must("purge deadline", a.ttl.Delete(k))
-		a.count(slot, -1, -int64(len(key)+length))
+		a.remove(slot, key, e)
 	}
 	a.findDeadline()
 }
 
 func (a *applier) findDeadline() {
-	a.begin()
+	from := a.deadline
 	a.deadline, a.deadlineLoose = noDeadline, false
-	if k, _ := a.ttl.Cursor().First(); k != nil {
-		a.deadline = int64(binary.BigEndian.Uint64(k))
+	a.walkTTLFrom(from, func(_ []byte, deadline int64) bool {
+		a.deadline = deadline
+		return false
+	})
+}
+
+func (a *applier) walkTTL(fn func(k []byte, deadline int64) bool) { a.walkTTLFrom(a.deadline, fn) }
+
+// walkTTLFrom visits the deadlines from one on. Nothing ends before a.deadline, and
+// seeking there spares the walk over dead rows of what has ended.
+func (a *applier) walkTTLFrom(from int64, fn func(k []byte, deadline int64) bool) {
+	c := a.layers.cursor(inTTL)
+	defer c.guard()()
+	c.seek(binary.BigEndian.AppendUint64(nil, uint64(from)))
+	for k, _, ok := c.next(); ok && fn(k, int64(binary.BigEndian.Uint64(k))); k, _, ok = c.next() {
 	}
 }
 
@@ -386,12 +320,21 @@ func addMillis(a, b int64) int64 {
 	return a + b
 }
 
-// answer copies a value out of the transaction, if anybody will read it.
+// answer is the value of a key, if anybody will read it.
 func (a *applier) answer(e entry) command.Result {
-	if !e.visible || !a.wanted {
+	if !e.visible || !a.answering {
 		return command.Nil()
 	}
-	return command.Bytes(clone(e.value))
+	return valueOf(e)
+}
+
+// valueOf is the value of a visible key, good for ever: one in memory is never
+// changed, one in the file is copied.
+func valueOf(e entry) command.Result {
+	if e.mapped {
+		return command.Bytes(clone(e.value))
+	}
+	return command.Bytes(e.value)
 }
 
 // clone never returns nil: an empty value is a value.
@@ -408,15 +351,16 @@ func (a *applier) doInit(c *command.Command, index uint64) command.Result {
 	if err != nil {
 		panic(fmt.Errorf("fsm: entry %d: %w", index, err))
 	}
-	a.begin()
-	a.must("put init", a.tx.Bucket(bucketMeta).Put(metaInit, clone(c.Values[0])))
 	a.setInit(&in)
-	a.effect = true
+	a.initIsNew = true
 	return command.OK()
 }
 
 func (a *applier) setInit(in *command.Init) {
 	a.init = in
+	if in != nil {
+		a.sess.shard = in.Shard
+	}
 	clear(a.owned[:])
 	if in == nil {
 		return
@@ -429,116 +373,84 @@ func (a *applier) setInit(in *command.Init) {
 }
 
 func (a *applier) doRecordSet(c *command.Command) command.Result {
-	if present, _ := a.recordRevision(c.Keys[0]); present != c.Int {
+	old, stored := a.layers.get(inRecords, c.Keys[0])
+	if present := revision(old, stored); present != c.Int {
 		return conflict(present)
 	}
 	a.revision++
-	v := a.mem.alloc(8 + len(c.Values[0]))
-	binary.BigEndian.PutUint64(v, uint64(a.revision))
-	copy(v[8:], c.Values[0])
-	a.must("put record", a.recs.Put(c.Keys[0], v))
-	a.effect = true
+	a.layers.put(inRecords, c.Keys[0], c.Values[0], 0, uint64(a.revision), old)
 	a.records = append(a.records, recordChange{string(c.Keys[0]), clone(c.Values[0]), a.revision})
 	return command.Int(a.revision)
 }
 
 func (a *applier) doRecordDelete(c *command.Command) command.Result {
-	present, ok := a.recordRevision(c.Keys[0])
-	if !ok {
+	old, stored := a.layers.get(inRecords, c.Keys[0])
+	if !stored {
 		return command.Int(0)
 	}
-	if c.Int >= 0 && c.Int != present {
+	if present := revision(old, stored); c.Int >= 0 && c.Int != present {
 		return conflict(present)
 	}
-	a.must("delete record", a.recs.Delete(c.Keys[0]))
-	a.effect = true
+	a.layers.remove(inRecords, c.Keys[0], old)
 	a.records = append(a.records, recordChange{name: string(c.Keys[0])})
 	return command.Int(1)
 }
 
-// recordRevision is 0 for a record that is not there.
-func (a *applier) recordRevision(name []byte) (int64, bool) {
-	v := a.recs.Get(name)
-	if v == nil {
-		return 0, false
+// revision is 0 for a record that is not there.
+func revision(r row, stored bool) int64 {
+	if !stored {
+		return 0
 	}
-	_, rev := decodeRecord(v)
-	return rev, true
+	return int64(r.changed)
 }
 
 func conflict(present int64) command.Result {
 	return command.Result{Kind: command.KindError, Code: command.CodeConflict, Int: present}
 }
 
-// load reads what a generation holds into the applier and returns it as a state.
+// load reads what a generation holds into the applier, whose layers it replaces, and
+// returns it as a state.
 func (f *FSM) load(gen *generation) (_ *state, _ []recordChange, err error) {
 	defer damageIsError(gen.path, &err)()
-	tx, err := gen.db.Begin(false)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read state %s: %w", gen.path, err)
-	}
-	defer tx.Rollback()
-	h, err := readHeader(tx, gen.path)
+	file, err := openFileLayer(gen)
 	if err != nil {
 		return nil, nil, err
+	}
+	keep := false
+	defer func() {
+		if !keep {
+			file.close()
+		}
+	}()
+	corrupt := func(err error) error { return &CorruptError{Path: gen.path, Reason: err.Error()} }
+	h, err := readHeader(file.tx, gen.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	shard := uint32(0)
+	if h.init != nil {
+		shard = h.init.Shard
+	}
+	sess, err := readSessions(file.tx, shard, h)
+	if err != nil {
+		return nil, nil, corrupt(err)
+	}
+	counts, err := readCounts(file.tx)
+	if err != nil {
+		return nil, nil, corrupt(err)
 	}
 	a := &f.ap
-	a.total, a.revision = h.total, h.revision
+	*a = applier{
+		f: f, layers: layers{active: newLayer(), file: file}, index: h.applied, term: h.term, clock: h.clock, revision: h.revision,
+		total: h.total, counts: counts, sess: sess, sessFrozen: sess.used, dirty: map[uint16]bool{}, keyBuf: a.keyBuf, ttlBuf: a.ttlBuf,
+	}
 	a.setInit(h.init)
-	clear(a.counts[:])
-	err = tx.Bucket(bucketSlots).ForEach(func(k, v []byte) error {
-		if len(k) != 2 || len(v) != slotCountBytes || binary.BigEndian.Uint16(k) >= command.Slots {
-			return &CorruptError{Path: gen.path, Reason: "malformed slot count"}
-		}
-		a.counts[binary.BigEndian.Uint16(k)] = decodeSlotCount(v)
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	st := &state{gen: gen, applied: h.applied, durable: h.applied, term: h.term, clock: h.clock, deadline: noDeadline, init: h.init}
-	if k, _ := tx.Bucket(bucketTTL).Cursor().First(); k != nil {
-		st.deadline = int64(binary.BigEndian.Uint64(k))
-	}
+	a.findDeadline() // from 0 on
 	var records []recordChange
-	err = tx.Bucket(bucketRecords).ForEach(func(k, v []byte) error {
-		value, rev := decodeRecord(v)
-		records = append(records, recordChange{string(k), clone(value), rev})
-		return nil
+	a.layers.walk(inRecords, nil, func(k []byte, r row) bool {
+		records = append(records, recordChange{string(k), clone(r.value), int64(r.changed)})
+		return true
 	})
-	return st, records, err
+	keep = true
+	return a.state(h.applied), records, nil
 }
-
-// recordNames lists the records of a generation.
-func recordNames(gen *generation) (map[string]bool, error) {
-	names := map[string]bool{}
-	err := gen.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketRecords).ForEach(func(k, _ []byte) error {
-			names[string(k)] = true
-			return nil
-		})
-	})
-	return names, err
-}
-
-// arena hands out memory that lives until the transaction ends: bbolt keeps the
-// values it is given, and does not copy them, until the commit.
-type arena struct {
-	chunk []byte
-}
-
-const arenaChunk = 256 << 10
-
-func (m *arena) alloc(n int) []byte {
-	if n > arenaChunk/8 {
-		return make([]byte, n)
-	}
-	if cap(m.chunk)-len(m.chunk) < n {
-		m.chunk = make([]byte, 0, arenaChunk)
-	}
-	start := len(m.chunk)
-	m.chunk = m.chunk[:start+n]
-	return m.chunk[start : start+n : start+n]
-}
-
-func (m *arena) reset() { m.chunk = m.chunk[:0] }

@@ -1,26 +1,30 @@
 // Package fsm is the replicated state machine of one shard: committed commands
-// in, one bbolt file and the answers out, views at one log index beside it.
+// in, answers and one bbolt file out, views at one log index beside it.
 //
-// # Its one loop
+// # Its loops
 //
-// There is no goroutine here. Raft calls ApplyBatch, Snapshot and Restore from
-// one goroutine, and what they do is a function of the entries and of the state
-// before them: no clock, no chance, no map order, no flag of this node. So two
-// replicas that applied the same entries hold the same state.
+// Raft calls ApplyBatch, Snapshot and Restore from one goroutine, and what they do
+// is a function of the entries and of the state before them: no clock, no chance, no
+// map order, no flag of this node. So two replicas that applied the same entries hold
+// the same state. ApplyBatch changes memory only: it never waits for a disk, but to
+// read what is not in memory.
 //
-// ApplyBatch runs all commands of all entries it was given in one bbolt
-// transaction, which also carries the applied index, and commits it once,
-// synced. Entries without effect (reads, no-ops) commit nothing: the index
-// and the clock move in memory alone, for the log still has those entries.
-// Flush makes them durable, which Persist does before raft may forget them.
+// FSM.runCheckpoints is the other loop. It folds what was applied into the file, in
+// one large, sorted, synced transaction that also holds the applied index and the
+// sessions. What is not in the file yet, the log has: raft may forget an entry only when
+// Persist has seen a checkpoint at or above it.
 //
 // # Who owns what
 //
-//	FSM        the only writer; mu orders ApplyBatch, Flush, Restore and Close
-//	state      what many read and one changes: an immutable value, swapped whole
+//	FSM        mu guards the state in memory: writers are ApplyBatch, entry by entry,
+//	           and a checkpoint that moves layers; point reads (Query) share it
+//	applier    the state in memory: layers, counts, sessions, clock
+//	layers     active over frozen over the file: what is above hides what is below
+//	frozen     what one checkpoint writes
+//	state      what is published after each batch: an immutable value, swapped whole
 //	generation one state file and how many use it; Restore makes the next one, and
 //	           the last user of an old one removes it
-//	View       one bbolt read transaction with the index and the clock it stands at
+//	View       copies of the layers and a transaction of its own, at one index
 //
 // # Time
 //
@@ -28,8 +32,12 @@
 // key is visible while its deadline is above the clock, whether or not it was
 // purged yet.
 //
-// An error of bbolt, or an entry that cannot be decoded, panics: a replica that
-// went on would have diverged.
+// # Fail-stop
+//
+// An error of bbolt goes to Config.Fatal: after a failed sync nobody knows what is
+// in the file. A row whose checksum does not match, or a page that bbolt cannot read, marks
+// the file as damaged first, so that the next start takes it out of use. An entry that
+// cannot be decoded panics: a replica that went on would have diverged.
 package fsm
 
 import (
@@ -63,8 +71,20 @@ type Config struct {
 	OnRecord func(name string, value []byte, revision int64)
 	// InitialMmapSize is how much address space the file is given, in bytes.
 	// Default 16 GiB, which costs nothing until it is used. When the file outgrows
-	// it, the next commit waits for all views to close.
+	// it, the next checkpoint waits for all views to close.
 	InitialMmapSize int
+	// CheckpointBytes is how much may gather in memory before a checkpoint begins.
+	// Default 8 MiB: what it writes costs several times as much heap while it does.
+	CheckpointBytes int64
+	// Turn, if not nil, is a channel of capacity 1 that the state machines of a node share, so that
+	// one at a time writes a checkpoint: each takes memory and disk.
+	Turn chan struct{}
+	// OnCheckpoint is called when a checkpoint is about to be written, without any lock
+	// held. A test makes the disk slow with it.
+	OnCheckpoint func()
+	// Fatal is told of an error after which the state in memory or in the file
+	// cannot be trusted. It does not return. Default: panic.
+	Fatal func(error)
 	// CloseTimeout bounds how long Close waits for views; default 5 s.
 	CloseTimeout time.Duration
 }
@@ -83,13 +103,23 @@ type FSM struct {
 	log *slog.Logger
 	dir string
 
-	// mu orders the writers. Nobody who only reads takes it.
-	mu     sync.Mutex
+	mu     sync.RWMutex // guards closed, gen, ap and durable; st is stored under it
 	closed bool
+	gen    *generation
 	ap     applier
+	// durable is what the newest checkpoint holds.
+	durable uint64
 
 	st   atomic.Pointer[state]
 	done chan struct{} // closed by Close
+	wg   sync.WaitGroup
+
+	// overlay is what the layers in memory take, in bytes.
+	overlay atomic.Int64
+	kick    chan struct{} // has a token when a checkpoint may be due
+	turn    chan struct{} // held by the checkpoint under way
+	// checkpointing is of the checkpoint under way.
+	checkpointing stopwatch
 
 	waitMu  sync.Mutex
 	waiters []waiter
@@ -99,13 +129,13 @@ var _ raft.BatchingFSM = (*FSM)(nil)
 
 // state is what the FSM goroutine publishes after each batch. Immutable.
 type state struct {
-	gen *generation
-	// Invariant: durable <= applied, and no entry between them had an effect.
-	applied, durable uint64
-	term             uint64 // of the last entry applied
-	clock            int64
-	deadline         int64 // the earliest; noDeadline if there is none
-	init             *command.Init
+	applied  uint64
+	durable  uint64 // Invariant: durable <= applied; the log has what is between
+	term     uint64 // of the last entry applied
+	clock    int64
+	deadline int64 // the earliest; noDeadline if there is none
+	records  int64 // stored, with those that have ended and are not purged yet
+	init     *command.Init
 }
 
 const noDeadline = math.MaxInt64
@@ -123,6 +153,12 @@ func Open(dir string, cfg Config) (*FSM, error) {
 	if cfg.InitialMmapSize <= 0 {
 		cfg.InitialMmapSize = 16 << 30
 	}
+	if cfg.CheckpointBytes <= 0 {
+		cfg.CheckpointBytes = 8 << 20
+	}
+	if cfg.Fatal == nil {
+		cfg.Fatal = func(err error) { panic(err) }
+	}
 	if cfg.CloseTimeout <= 0 {
 		cfg.CloseTimeout = 5 * time.Second
 	}
@@ -130,75 +166,73 @@ func Open(dir string, cfg Config) (*FSM, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &FSM{cfg: cfg, log: cfg.Log, dir: dir, done: make(chan struct{})}
-	f.ap.f = f
+	f := &FSM{cfg: cfg, log: cfg.Log, dir: dir, gen: gen, done: make(chan struct{}), kick: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), checkpointing: newStopwatch()}
 	st, records, err := f.load(gen)
 	if err != nil {
 		gen.release()
 		return nil, err
 	}
+	f.durable = st.applied
 	f.st.Store(st)
 	f.tell(records)
+	f.wg.Go(f.runCheckpoints)
 	return f, nil
 }
 
-// ApplyBatch applies committed entries, all in one transaction. Entries at or
-// below the applied index are skipped: after a restart raft replays what it has
-// no snapshot of.
+// ApplyBatch applies committed entries. Entries at or below the applied index are
+// skipped: after a restart raft replays what it has no snapshot of.
 func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
+	defer f.guard(nil)
+	out := make([]any, len(logs))
+	applied := make([]Applied, len(logs))
+	var records []recordChange
+	for i, l := range logs {
+		applied[i].Index = l.Index
+		out[i] = &applied[i]
+		applied[i].Results, records = f.apply(l, records)
+	}
+	// Told before the index is published: who waits for it finds the record known.
+	f.tell(records)
+	f.mu.Lock()
+	if f.ap.index > f.Applied() {
+		f.publish(f.ap.state(f.durable))
+	}
+	active := f.ap.layers.active.bytes
+	f.overlay.Store(active + f.ap.layers.frozenBytes())
+	f.mu.Unlock()
+	if active >= f.cfg.CheckpointBytes {
+		select {
+		case f.kick <- struct{}{}:
+		default:
+		}
+	}
+	return out
+}
+
+// apply applies one entry, as a whole: nobody sees half of it.
+func (f *FSM) apply(l *raft.Log, records []recordChange) ([]command.Result, []recordChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
 		panic("fsm: apply after close")
 	}
-	st := f.st.Load()
 	a := &f.ap
-	a.start(st)
-	defer a.abandon()
-
-	out := make([]any, len(logs))
-	applied := make([]Applied, len(logs))
-	for i, l := range logs {
-		applied[i].Index = l.Index
-		out[i] = &applied[i]
-		if l.Index <= a.index && !planted.Is(planted.DropAppliedSkip) {
-			continue
-		}
-		if l.Type == raft.LogCommand {
-			applied[i].Results = a.entry(l)
-		}
-		a.index = l.Index
+	if l.Index <= a.index && !planted.Is(planted.DropAppliedSkip) {
+		return nil, records
 	}
-	if a.index > st.applied {
-		next := a.finish(st)
-		f.tell(a.records)
-		f.publish(next)
+	a.index = l.Index
+	if l.Type != raft.LogCommand {
+		return nil, records
 	}
-	return out
+	a.records = records
+	results := a.entry(l)
+	records, a.records = a.records, nil
+	return results, records
 }
 
 // Apply applies one entry.
 func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
-
-// Flush makes the applied index and the clock durable.
-func (f *FSM) Flush() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return ErrClosed
-	}
-	st := f.st.Load()
-	if st.durable == st.applied {
-		return nil
-	}
-	if err := f.ap.flush(st); err != nil {
-		return fmt.Errorf("flush state at index %d: %w", st.applied, err)
-	}
-	next := *st
-	next.durable = st.applied
-	f.publish(&next)
-	return nil
-}
 
 // Applied is the index of the last entry applied, in memory.
 func (f *FSM) Applied() uint64 { return f.st.Load().applied }
@@ -208,6 +242,9 @@ func (f *FSM) DurableIndex() uint64 { return f.st.Load().durable }
 
 // LastTerm is the term of the last command entry applied.
 func (f *FSM) LastTerm() uint64 { return f.st.Load().term }
+
+// Stored is the number of keys, with those that have ended and are not purged yet.
+func (f *FSM) Stored() int64 { return f.st.Load().records }
 
 // Clock is the shard's time in milliseconds.
 func (f *FSM) Clock() int64 { return f.st.Load().clock }
@@ -225,6 +262,18 @@ func (f *FSM) Init() (command.Init, bool) {
 		return *in, true
 	}
 	return command.Init{}, false
+}
+
+// OverlayBytes is about how much memory the state takes that is not in the file yet.
+func (f *FSM) OverlayBytes() int64 { return f.overlay.Load() }
+
+// Checkpointing is how long the checkpoint under way has taken; 0 if there is none.
+func (f *FSM) Checkpointing() time.Duration { return f.checkpointing.running() }
+
+func (f *FSM) activeBytes() int64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.ap.layers.active.bytes
 }
 
 // WaitApplied returns when the entry at index is applied, or with the context's error.
@@ -294,8 +343,8 @@ func (f *FSM) tell(records []recordChange) {
 	}
 }
 
-// Close ends the state machine and waits for views and streams to end. It does
-// not Flush: what is not durable, the log replays.
+// Close ends the state machine and waits for a checkpoint, views and streams to
+// end. It does not Flush: what is not durable, the log replays.
 func (f *FSM) Close() error {
 	f.mu.Lock()
 	if f.closed {
@@ -304,9 +353,11 @@ func (f *FSM) Close() error {
 	}
 	f.closed = true
 	close(f.done)
-	gen := f.st.Load().gen
+	gen, file := f.gen, f.ap.layers.file
 	f.mu.Unlock()
 
+	f.wg.Wait()
+	file.close()
 	gen.release()
 	timeout := time.NewTimer(f.cfg.CloseTimeout)
 	defer timeout.Stop()
@@ -316,6 +367,26 @@ func (f *FSM) Close() error {
 	case <-timeout.C:
 		return fmt.Errorf("close state %s: %w", gen.path, ErrViewsOpen)
 	}
+}
+
+// guard is deferred where the state is read or changed. Damage of the file, which
+// comes as a panic with a *CorruptError, is noted beside the file and goes to Fatal; if that
+// returns, as it may in a test, *err is the damage. Other panics go on.
+func (f *FSM) guard(err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	c, ok := p.(*CorruptError)
+	if !ok {
+		panic(p)
+	}
+	markDamaged(c.Path, f.log)
+	f.cfg.Fatal(c)
+	if err == nil {
+		panic(p)
+	}
+	*err = c
 }
 
 // removeQuietly removes a file that nothing needs any more.
@@ -332,7 +403,10 @@ func removeQuietly(log *slog.Logger, path string) {
 func (f *FSM) Restore(rc io.ReadCloser) error {
 	defer rc.Close()
 	st := f.st.Load()
-	gen, err := receive(f.dir, st.gen.n+1, rc, f.cfg.InitialMmapSize, f.log, func(h header) error {
+	f.mu.RLock()
+	n := f.gen.n + 1
+	f.mu.RUnlock()
+	gen, err := receive(f.dir, n, rc, f.cfg.InitialMmapSize, f.log, func(h header) error {
 		if h.applied <= st.applied {
 			return &StaleSnapshotError{Applied: st.applied, Snapshot: h.applied}
 		}
@@ -344,31 +418,67 @@ func (f *FSM) Restore(rc io.ReadCloser) error {
 	if err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
+	old, records, err := f.replace(gen)
+	if err != nil {
+		return err
+	}
+	f.tell(records)
+	f.mu.Lock()
+	f.publish(f.ap.state(f.durable))
+	f.overlay.Store(0)
+	f.mu.Unlock()
+	old.retire()
+	f.log.Info("restored snapshot", "index", f.Applied(), "from_index", st.applied)
+	return nil
+}
 
+// replace puts a new generation in the place of the present one, with all that
+// is in memory above that. A checkpoint under way ends in the old file and is ignored.
+func (f *FSM) replace(gen *generation) (old *generation, records []recordChange, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
 		gen.release()
-		return ErrClosed
+		return nil, nil, ErrClosed
 	}
-	gone, err := recordNames(st.gen)
-	if err != nil {
-		panic(fmt.Errorf("fsm: read records before restore: %w", err))
-	}
+	gone := map[string]bool{}
+	f.ap.layers.walk(inRecords, nil, func(k []byte, _ row) bool {
+		gone[string(k)] = true
+		return true
+	})
+	old, file := f.gen, f.ap.layers.file
 	// From here the new file is the one that a restart opens: there is no way back.
-	next, records, err := f.load(gen)
-	if err != nil {
-		panic(fmt.Errorf("fsm: load restored state: %w", err))
+	f.gen = gen
+	if _, records, err = f.load(gen); err != nil {
+		f.cfg.Fatal(fmt.Errorf("load restored state: %w", err))
+		return nil, nil, err
 	}
+	f.durable = f.ap.index
+	file.close()
 	for _, r := range records {
 		delete(gone, r.name)
 	}
 	for name := range gone {
 		records = append(records, recordChange{name: name})
 	}
-	f.tell(records)
-	f.publish(next)
-	st.gen.retire()
-	f.log.Info("restored snapshot", "index", next.applied, "from_index", st.applied)
-	return nil
+	return old, records, nil
+}
+
+// stopwatch tells others how long one thing at a time has been under way.
+type stopwatch struct {
+	epoch time.Time
+	began *atomic.Int64 // ns since epoch; 0: nothing is under way
+}
+
+func newStopwatch() stopwatch { return stopwatch{epoch: time.Now(), began: new(atomic.Int64)} }
+
+func (w stopwatch) begin() { w.began.Store(int64(time.Since(w.epoch)) | 1) }
+func (w stopwatch) end()   { w.began.Store(0) }
+
+func (w stopwatch) running() time.Duration {
+	began := w.began.Load()
+	if began == 0 {
+		return 0
+	}
+	return time.Since(w.epoch) - time.Duration(began)
 }

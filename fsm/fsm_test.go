@@ -17,67 +17,100 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// One ApplyBatch is one commit, and one without effect is none.
-func TestOneCommitPerBatch(t *testing.T) {
+// Entries change memory only; a checkpoint puts all of it, the index and the
+// clock into the file with one commit, and a restart goes on from there.
+func TestCheckpoint(t *testing.T) {
 	m := newMachine(t, testConfig())
 	commits := func() int {
 		var id int
-		if err := m.f.st.Load().gen.db.View(func(tx *bolt.Tx) error { id = tx.ID(); return nil }); err != nil {
+		if err := m.f.gen.db.View(func(tx *bolt.Tx) error { id = tx.ID(); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		return id
 	}
 	before := commits()
 	for range 20 {
-		m.log(1, set("a", "1"), set("b", "2"), get("a"))
+		m.log(1, set("a", "1"), setTTL("b", "2", 1000), get("a"))
 	}
 	m.f.ApplyBatch(m.logs[1:])
-	if got := commits() - before; got != 1 {
-		t.Errorf("20 entries took %d commits", got)
-	}
-	durable := m.f.DurableIndex()
-	if durable != m.f.Applied() {
-		t.Errorf("durable %d, applied %d", durable, m.f.Applied())
-	}
-
-	before = commits()
-	clock := m.f.Clock()
+	m.apply(5, num(cmd(command.OpRecordSet, k("r"), "record"), 0))
 	m.apply(5, get("a"), command.Command{Op: command.OpNoop})
-	m.apply(5, flags(set("a", "9"), command.FlagIfAbsent), cmd(command.OpDel, k("none")), onSlot(set("a", "1"), 50))
-	m.apply(5)
-	if got := commits() - before; got != 0 {
-		t.Errorf("entries without effect took %d commits", got)
+	if got := commits() - before; got != 0 || m.f.DurableIndex() != 0 {
+		t.Errorf("entries took %d commits, durable %d", got, m.f.DurableIndex())
 	}
-	if m.f.Applied() != durable+3 || m.f.DurableIndex() != durable || m.f.Clock() != clock+15 {
-		t.Errorf("applied %d, durable %d, clock %d", m.f.Applied(), m.f.DurableIndex(), m.f.Clock())
+	applied, clock, hash := m.f.Applied(), m.f.Clock(), m.hash()
+	if m.f.OverlayBytes() < 100 {
+		t.Errorf("overlay of %d bytes", m.f.OverlayBytes())
 	}
 	v := m.view()
-	if v.Index() != durable+3 || v.Clock() != clock+15 {
+	if v.Index() != applied || v.Clock() != clock {
 		t.Errorf("view stands at index %d, clock %d", v.Index(), v.Clock())
 	}
-
-	if err := m.f.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.f.Flush(); err != nil {
-		t.Fatal(err)
+	for range 2 { // the second has nothing to do
+		if err := m.f.Flush(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if got := commits() - before; got != 1 {
 		t.Errorf("two flushes took %d commits", got)
 	}
+	if m.f.DurableIndex() != applied || m.f.OverlayBytes() != 0 {
+		t.Errorf("durable %d of %d, overlay %d bytes", m.f.DurableIndex(), applied, m.f.OverlayBytes())
+	}
+	if m.hash() != hash || v.Hash() != hash {
+		t.Error("the checkpoint changed the state")
+	}
 	v.Close()
+	m.checkFile()
 	m.reopen(len(m.logs))
-	if m.f.Applied() != durable+3 || m.f.Clock() != clock+15 {
-		t.Errorf("after a flush and a restart: applied %d, clock %d", m.f.Applied(), m.f.Clock())
+	if m.f.Applied() != applied || m.f.Clock() != clock || m.hash() != hash {
+		t.Errorf("after a restart: applied %d, clock %d, same state: %v", m.f.Applied(), m.f.Clock(), m.hash() == hash)
 	}
 }
 
-// Without a flush a restart finds the last commit, and the log brings the rest.
+// A checkpoint begins by itself when enough has gathered, and entries go on
+// while it is written: none waits for it, none is lost, none counts twice.
+func TestCheckpointBesideWriter(t *testing.T) {
+	cfg := testConfig()
+	cfg.CheckpointBytes = 10_000
+	hold, held := make(chan struct{}), make(chan struct{}, 100)
+	cfg.OnCheckpoint = func() { held <- struct{}{}; <-hold }
+	m := newMachine(t, cfg)
+	m.apply(0, set("gone", "1"), set("kept", "1"))
+	for m.f.OverlayBytes() < cfg.CheckpointBytes {
+		m.apply(1, num(cmd(command.OpIncr, k("n")), 1), set(fmt.Sprint(m.f.Applied()), "some value"))
+	}
+	<-held // one is under way, and held
+	frozenAt := m.f.Applied()
+	m.apply(1, cmd(command.OpDel, k("gone")), num(cmd(command.OpIncr, k("n")), 1), set("new", "1"))
+	if m.f.DurableIndex() >= frozenAt || m.f.Checkpointing() == 0 {
+		t.Errorf("durable %d, checkpoint under way for %v", m.f.DurableIndex(), m.f.Checkpointing())
+	}
+	hash := m.hash()
+	close(hold)
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if m.hash() != hash {
+		t.Error("the checkpoint changed the state")
+	}
+	m.checkFile()
+	m.reopen(0)
+	if m.hash() != hash {
+		t.Error("the restart changed the state")
+	}
+}
+
+// Without a flush a restart finds the last checkpoint, and the log brings the rest.
 func TestRestartReplays(t *testing.T) {
 	m := newMachine(t, testConfig())
 	m.apply(10, num(cmd(command.OpIncr, k("n")), 1))
 	m.apply(10, setTTL("t", "x", 15))
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	m.apply(10)
+	m.apply(0, num(cmd(command.OpIncr, k("n")), 1))
 	if err := m.f.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -90,12 +123,69 @@ func TestRestartReplays(t *testing.T) {
 			t.Errorf("replayed entry %d: %+v", i+1, a)
 		}
 	}
-	if m.f.Applied() != 4 || m.f.Clock() != 30 {
+	if m.f.Applied() != 5 || m.f.Clock() != 30 {
 		t.Errorf("applied %d, clock %d", m.f.Applied(), m.f.Clock())
 	}
-	m.wantContents(map[string]string{"5/n": "1", "5/t": "x"})
+	m.wantContents(map[string]string{"5/n": "2", "5/t": "x"})
 	m.pass(5)
-	m.wantContents(map[string]string{"5/n": "1"})
+	m.wantContents(map[string]string{"5/n": "2"})
+}
+
+// A flipped bit in a value is found when it is read, by whichever way, goes to Fatal, and
+// keeps the file out of use afterwards.
+func TestDamagedValue(t *testing.T) {
+	value := bytes.Repeat([]byte("precious"), 50)
+	for name, read := range map[string]func(m *machine){
+		"query": func(m *machine) { _, _, _ = m.f.Query([]command.Command{get("a")}) },
+		"apply": func(m *machine) { m.apply(0, cmd(command.OpAppend, k("a"), "x")) },
+		"view":  func(m *machine) { v := m.view(); defer v.Close(); v.Get(5, []byte("a")) },
+		"scan":  func(m *machine) { v := m.view(); defer v.Close(); contents(v) },
+		"scrub": func(m *machine) { _ = m.f.Scrub(context.Background(), nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig()
+			var fatal error
+			cfg.Fatal = func(err error) { fatal = err; panic(err) }
+			m := newMachine(t, cfg)
+			m.apply(0, set("a", string(value)))
+			for i := range 50 { // bbolt reads a bucket that fits into a page of another one only once
+				m.apply(0, set(fmt.Sprint(i), string(value[:150])))
+			}
+			if err := m.f.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			path := generationPath(m.dir, 1)
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := bytes.LastIndex(data, value) // the live page is the last one written
+			w, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.WriteAt([]byte("X"), int64(at+100)); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			func() {
+				defer func() { _ = recover() }()
+				read(m)
+			}()
+			var corrupt *CorruptError
+			if !errors.As(fatal, &corrupt) || corrupt.Path != path {
+				t.Fatalf("fatal is %v", fatal)
+			}
+			if err := m.f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(m.dir, testConfig()); !errors.As(err, &corrupt) {
+				t.Errorf("opened again: %v", err)
+			}
+		})
+	}
 }
 
 func TestWantedOnly(t *testing.T) {
@@ -155,9 +245,9 @@ func TestPurge(t *testing.T) {
 		var sum slotCount
 		for slot := range uint16(command.Slots) {
 			records, bytes := v.SlotCount(slot)
-			sum.add(slotCount{records, bytes})
+			sum.add(records, bytes)
 		}
-		if sum != (slotCount{2, 12}) {
+		if sum != (slotCount{records: 2, bytes: 12}) {
 			t.Fatalf("slot counts add up to %+v", sum)
 		}
 		if got := len(contents(v)); got != 2 {
@@ -240,6 +330,9 @@ func TestOnRecord(t *testing.T) {
 	other.apply(0, num(cmd(command.OpRecordSet, k("a"), "1"), 0))
 	other.apply(0, num(cmd(command.OpRecordSet, k("a"), "2"), 1))
 	other.apply(0, set("x", "y"))
+	if err := other.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	_, _, stream, err := other.f.OpenStream()
 	if err != nil {
 		t.Fatal(err)
@@ -362,7 +455,7 @@ func TestViewsBesideWriter(t *testing.T) {
 	for i := range 100 {
 		value := fmt.Sprint(i)
 		m.apply(1, set("a", value), onSlot(set("b", value), 100))
-		m.apply(1) // without a commit
+		m.apply(1)
 		if i%10 == 0 {
 			if err := m.f.Flush(); err != nil {
 				t.Error(err)
@@ -373,7 +466,7 @@ func TestViewsBesideWriter(t *testing.T) {
 	wg.Wait()
 }
 
-// Between the commit and the moment it is published a view shows the commit, with
+// Between the change and the moment it is published a view shows the change, with
 // the index and the clock that belong to it. OnRecord is called just there.
 func TestViewBeforePublish(t *testing.T) {
 	var f *FSM
@@ -426,11 +519,11 @@ func TestOpenErrors(t *testing.T) {
 		}
 	}
 	edit(metaFormat, []byte{9})
-	var format *FormatError
-	if _, err := Open(m.dir, testConfig()); !errors.As(err, &format) || format.Got != 9 {
+	var badFormat *FormatError
+	if _, err := Open(m.dir, testConfig()); !errors.As(err, &badFormat) || badFormat.Got != 9 {
 		t.Errorf("format 9: %v", err)
 	}
-	edit(metaFormat, []byte{1})
+	edit(metaFormat, []byte{format})
 	edit(metaState, []byte("short"))
 	var corrupt *CorruptError
 	if _, err := Open(m.dir, testConfig()); !errors.As(err, &corrupt) {
@@ -444,6 +537,9 @@ func TestOpenDamaged(t *testing.T) {
 	m := newMachine(t, testConfig())
 	for i := range 300 {
 		m.apply(0, set(fmt.Sprint(i), "v"))
+	}
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
 	}
 	if err := m.f.Close(); err != nil {
 		t.Fatal(err)
@@ -508,7 +604,7 @@ func TestCloseWithViewOpen(t *testing.T) {
 	m := newMachine(t, cfg)
 	m.apply(0, set("a", "1"))
 	v := m.view()
-	gen := m.f.st.Load().gen
+	gen := m.f.gen
 	if err := m.f.Close(); !errors.Is(err, ErrViewsOpen) {
 		t.Errorf("close: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/abacusdb/abacus/fsm/planted"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -128,6 +129,7 @@ func boltOptions(mmap int) *bolt.Options {
 		Timeout:         time.Second,
 		FreelistType:    bolt.FreelistMapType,
 		InitialMmapSize: mmap,
+		NoSync:          planted.Is(planted.NoSyncState),
 		// The freelist stays synced: opening a large file without it reads all of it.
 	}
 }
@@ -158,8 +160,26 @@ func damageIsError(path string, err *error) func() {
 	}
 }
 
+// damagedSuffix marks a state file that was found to be damaged, so that no later
+// start uses it.
+const damagedSuffix = ".damaged"
+
+// markDamaged leaves the mark. It is best effort: without it the damage is found again.
+func markDamaged(path string, log *slog.Logger) {
+	f, err := os.Create(path + damagedSuffix)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(path)))
+	}
+	if err != nil {
+		log.Error("mark damaged state file", "path", path, "err", err)
+	}
+}
+
 func openGeneration(dir string, n uint64, mmap int, log *slog.Logger) (*generation, error) {
 	path := generationPath(dir, n)
+	if _, err := os.Stat(path + damagedSuffix); err == nil {
+		return nil, &CorruptError{Path: path, Reason: "it was found damaged before"}
+	}
 	db, err := openBolt(path, mmap)
 	if err != nil {
 		var corrupt *CorruptError // names the file
@@ -289,18 +309,18 @@ func inspect(path string) (h header, err error) {
 		if err != nil {
 			return err
 		}
-		var sum slotCount
-		err := tx.Bucket(bucketSlots).ForEach(func(k, v []byte) error {
-			if len(k) != 2 || len(v) != slotCountBytes {
-				return &CorruptError{Path: path, Reason: "malformed slot count"}
-			}
-			sum.add(decodeSlotCount(v))
-			return nil
-		})
-		if err == nil && sum != h.total {
-			err = &CorruptError{Path: path, Reason: "slot counts do not add up"}
+		counts, err := readCounts(tx)
+		if err != nil {
+			return &CorruptError{Path: path, Reason: err.Error()}
 		}
-		return err
+		var sum slotCount
+		for s, c, ok := counts.next(0); ok; s, c, ok = counts.next(int(s) + 1) {
+			sum.add(c.records, c.bytes)
+		}
+		if sum != h.total {
+			return &CorruptError{Path: path, Reason: "slot counts do not add up"}
+		}
+		return nil
 	})
 	return h, err
 }

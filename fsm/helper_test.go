@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -136,8 +137,23 @@ func (m *machine) wantContents(want map[string]string) {
 	}
 }
 
-// checkFile verifies all that the file says twice: counts, deadlines, header.
+// checkFile verifies all that the state says twice, counts and deadlines, as it
+// is now and as a checkpoint leaves it in the file, and that the two are one state.
 func (m *machine) checkFile() {
+	m.t.Helper()
+	before := m.checkState()
+	if err := m.f.Flush(); err != nil {
+		m.t.Fatal(err)
+	}
+	if after := m.checkState(); after != before {
+		m.t.Fatal("the checkpoint changed the state")
+	}
+	if err := m.f.Scrub(context.Background(), nil); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) checkState() (hash uint64) {
 	m.t.Helper()
 	v := m.view()
 	defer v.Close()
@@ -145,42 +161,38 @@ func (m *machine) checkFile() {
 	var total slotCount
 	deadlines := map[string]bool{}
 	v.scan(0, command.Slots-1, nil, func(slot uint16, key []byte, e entry) bool {
-		d := slotCount{1, int64(len(key) + len(e.value))}
+		size := int64(len(key) + len(e.value))
 		n := counts[slot]
-		n.add(d)
+		n.add(1, size)
 		counts[slot] = n
-		total.add(d)
+		total.add(1, size)
 		if e.deadline != 0 {
 			deadlines[string(new(applier).ttlKey(e.deadline, slot, key))] = true
 		}
 		return true
 	})
-	rows := 0
-	_ = v.slots.ForEach(func(k, b []byte) error {
-		rows++
-		slot, _ := splitKey(k)
-		if got := decodeSlotCount(b); got != counts[slot] {
+	for slot := range uint16(command.Slots) {
+		got := v.counts.get(slot)
+		got.removed = 0
+		if got != counts[slot] {
 			m.t.Fatalf("slot %d counts %+v, it holds %+v", slot, got, counts[slot])
 		}
-		return nil
-	})
-	if rows != len(counts) {
-		m.t.Fatalf("%d slot counts for %d slots that hold keys", rows, len(counts))
 	}
 	if v.head.total != total {
 		m.t.Fatalf("header counts %+v, the file holds %+v", v.head.total, total)
 	}
 	n := 0
-	_ = v.tx.Bucket(bucketTTL).ForEach(func(k, _ []byte) error {
+	v.layers.walk(inTTL, nil, func(k []byte, _ row) bool {
 		n++
 		if !deadlines[string(k)] {
 			m.t.Fatalf("deadline row %x has no key", k)
 		}
-		return nil
+		return true
 	})
 	if n != len(deadlines) {
 		m.t.Fatalf("%d deadline rows for %d keys with a deadline", n, len(deadlines))
 	}
+	return v.Hash()
 }
 
 // show writes a result as text: nil, OK, 5, "bytes", [..], !code or !code:int.

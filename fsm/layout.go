@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	bolt "go.etcd.io/bbolt"
@@ -10,55 +11,147 @@ import (
 
 // The state file. Integers are big-endian, so that bytes sort as numbers.
 //
-//	keys     slot (2), key → kind (1), [deadline (8) if the kind has one], value
-//	ttl      deadline (8), slot (2), key → nothing
-//	slots    slot (2) → records (8), bytes (8); no row for an empty slot
-//	records  name → revision (8), value
-//	meta     "format" → 1; "state" → the header; "init" → command.Init
+//	keys      slot (2), key → crc (4), kind (1), changed (8), [deadline (8) if the kind has one], value
+//	ttl       deadline (8), slot (2), key → nothing
+//	records   name → crc (4), revision (8), value
+//	slots     slot (2) → records (8), bytes (8), removed (8)
+//	sessions  id (8) → crc (4), a session: see session.encode
+//	meta      "format" → 2; "state" → the header; "init" → command.Init; "gone" → floors of sessions
 //
 // A slot range is a run of "keys": tasks and scans over slots read neighbours.
-const format = 1
+// changed is the log index of the entry that set the key, removed that of the
+// last one that took a key out of the slot. A crc is CRC-32C of the row's key and of what
+// follows it, so that a page which came to the wrong place shows too.
+const format = 2
+
+// The trees that are kept in layers, by number.
+const (
+	inKeys = iota
+	inTTL
+	inRecords
+	treeCount
+)
 
 var (
-	bucketKeys    = []byte("keys")
-	bucketTTL     = []byte("ttl")
-	bucketSlots   = []byte("slots")
-	bucketRecords = []byte("records")
-	bucketMeta    = []byte("meta")
+	bucketKeys     = []byte("keys")
+	bucketTTL      = []byte("ttl")
+	bucketRecords  = []byte("records")
+	bucketSlots    = []byte("slots")
+	bucketSessions = []byte("sessions")
+	bucketMeta     = []byte("meta")
 
-	buckets = [][]byte{bucketKeys, bucketTTL, bucketSlots, bucketRecords, bucketMeta}
+	treeBuckets = [treeCount][]byte{inKeys: bucketKeys, inTTL: bucketTTL, inRecords: bucketRecords}
+	buckets     = [][]byte{bucketKeys, bucketTTL, bucketRecords, bucketSlots, bucketSessions, bucketMeta}
 
 	metaFormat = []byte("format")
 	metaState  = []byte("state")
 	metaInit   = []byte("init")
+	metaGone   = []byte("gone")
 )
 
-// The first byte of a stored value.
+// The kind of a stored value.
 const (
 	kindPlain   = 1 // the value follows
 	kindExpires = 2 // 8 bytes of deadline, then the value
 )
 
-// entry is what is stored for a key. Its value lies in the transaction.
-type entry struct {
+// row is what a layer holds for a key of one of the trees.
+type row struct {
+	// value is not changed once it is in a layer, so it may be handed out. In the
+	// file's layer it lies in the file, and lives as long as the transaction.
 	value    []byte
-	deadline int64 // 0: none
-	stored   bool  // there is a row, perhaps one that has ended
-	visible  bool  // the key exists
+	deadline int64 // of a key; 0: none
+	// changed is the index of the entry that set a key; a record's revision.
+	changed uint64
+	// dead hides what lies below: the key is not there.
+	dead bool
+	// below says that a layer below may hold the key, so that taking it out of this
+	// one must leave a dead row.
+	below bool
+	// mapped says that value lies in the file.
+	mapped bool
 }
 
-// decodeEntry reads a stored value as the clock sees it.
-func decodeEntry(v []byte, clock int64) entry {
-	switch {
-	case v == nil:
-		return entry{}
-	case len(v) >= 1 && v[0] == kindPlain:
-		return entry{value: v[1:], stored: true, visible: true}
-	case len(v) >= 9 && v[0] == kindExpires:
-		deadline := int64(binary.BigEndian.Uint64(v[1:]))
-		return entry{value: v[9:], deadline: deadline, stored: true, visible: deadline > clock}
+// entry is a key as the clock sees it.
+type entry struct {
+	row
+	stored  bool // there is a row, perhaps one that has ended
+	visible bool // the key exists
+}
+
+func seen(r row, stored bool, clock int64) entry {
+	return entry{row: r, stored: stored, visible: stored && (r.deadline == 0 || r.deadline > clock)}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is that of a row: its key and what follows the checksum in its value.
+func checksum(key, rest []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, rest)
+}
+
+// encodeRow appends the row as it is stored in a tree's bucket.
+func encodeRow(buf []byte, tree int, key []byte, r row) []byte {
+	if tree == inTTL {
+		return buf
 	}
-	panic(fmt.Sprintf("fsm: stored value of unknown kind, %d bytes", len(v)))
+	start := len(buf)
+	buf = append(buf, 0, 0, 0, 0)
+	switch {
+	case tree == inRecords:
+		buf = binary.BigEndian.AppendUint64(buf, r.changed)
+	case r.deadline == 0:
+		buf = append(buf, kindPlain)
+		buf = binary.BigEndian.AppendUint64(buf, r.changed)
+	default:
+		buf = append(buf, kindExpires)
+		buf = binary.BigEndian.AppendUint64(buf, r.changed)
+		buf = binary.BigEndian.AppendUint64(buf, uint64(r.deadline))
+	}
+	buf = append(buf, r.value...)
+	binary.BigEndian.PutUint32(buf[start:], checksum(key, buf[start+4:]))
+	return buf
+}
+
+// encodedSize is the length of what encodeRow appends.
+func encodedSize(tree int, r row) int {
+	switch {
+	case tree == inTTL:
+		return 0
+	case tree == inRecords:
+		return 4 + 8 + len(r.value)
+	case r.deadline == 0:
+		return 4 + 1 + 8 + len(r.value)
+	}
+	return 4 + 1 + 8 + 8 + len(r.value)
+}
+
+// decodeRow reads a stored row and checks it; the value lies in v.
+func decodeRow(tree int, key, v []byte) (row, error) {
+	r := row{below: true, mapped: true}
+	if tree == inTTL {
+		if len(v) != 0 {
+			return r, fmt.Errorf("deadline %x has a value", key)
+		}
+		return r, nil
+	}
+	if len(v) < 4+8 || binary.BigEndian.Uint32(v) != checksum(key, v[4:]) {
+		return r, fmt.Errorf("the checksum of key %x does not match", key)
+	}
+	v = v[4:]
+	if tree == inRecords {
+		r.changed, r.value = binary.BigEndian.Uint64(v), v[8:]
+		return r, nil
+	}
+	switch kind := v[0]; {
+	case kind == kindPlain && len(v) >= 9:
+		r.changed, r.value = binary.BigEndian.Uint64(v[1:]), v[9:]
+	case kind == kindExpires && len(v) >= 17:
+		r.changed, r.deadline, r.value = binary.BigEndian.Uint64(v[1:]), int64(binary.BigEndian.Uint64(v[9:])), v[17:]
+	default:
+		return r, fmt.Errorf("key %x has a value of unknown kind %d, %d bytes", key, kind, len(v))
+	}
+	return r, nil
 }
 
 func appendKey(buf []byte, slot uint16, key []byte) []byte {
@@ -69,38 +162,23 @@ func splitKey(k []byte) (slot uint16, key []byte) {
 	return binary.BigEndian.Uint16(k), k[2:]
 }
 
-// slotCount is how much is stored, ended but unpurged keys included: bytes are
-// those of keys and values.
-type slotCount struct{ records, bytes int64 }
-
-const slotCountBytes = 16
-
-func (c *slotCount) add(o slotCount) { c.records += o.records; c.bytes += o.bytes }
-
-func (c slotCount) encode(buf []byte) []byte {
-	buf = binary.BigEndian.AppendUint64(buf, uint64(c.records))
-	return binary.BigEndian.AppendUint64(buf, uint64(c.bytes))
-}
-
-func decodeSlotCount(v []byte) slotCount {
-	return slotCount{int64(binary.BigEndian.Uint64(v)), int64(binary.BigEndian.Uint64(v[8:]))}
-}
-
 // header is what a state file says about itself.
 type header struct {
 	applied, term uint64
 	clock         int64
-	total         slotCount
+	total         slotCount // removed is not used
 	// revision is the last one given to a record. It never falls, so that a record
 	// made anew does not look like the one that was deleted.
 	revision int64
-	init     *command.Init // kept apart, under "init"
+	// opened is how many sessions this shard has made, used how often any was used.
+	opened, used uint64
+	init         *command.Init // kept apart, under "init"
 }
 
-const headerBytes = 6 * 8
+const headerBytes = 8 * 8
 
 func (h *header) encode(buf []byte) []byte {
-	for _, v := range [...]uint64{h.applied, h.term, uint64(h.clock), uint64(h.total.records), uint64(h.total.bytes), uint64(h.revision)} {
+	for _, v := range [...]uint64{h.applied, h.term, uint64(h.clock), uint64(h.total.records), uint64(h.total.bytes), uint64(h.revision), h.opened, h.used} {
 		buf = binary.BigEndian.AppendUint64(buf, v)
 	}
 	return buf
@@ -110,25 +188,28 @@ func decodeHeader(v []byte) header {
 	n := func(i int) uint64 { return binary.BigEndian.Uint64(v[i*8:]) }
 	return header{
 		applied: n(0), term: n(1), clock: int64(n(2)),
-		total:    slotCount{int64(n(3)), int64(n(4))},
-		revision: int64(n(5)),
+		total:    slotCount{records: int64(n(3)), bytes: int64(n(4))},
+		revision: int64(n(5)), opened: n(6), used: n(7),
 	}
 }
 
 // readHeader checks the format of a file and reads its header.
 func readHeader(tx *bolt.Tx, path string) (header, error) {
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return header{}, &CorruptError{Path: path, Reason: fmt.Sprintf("no bucket %q", name)}
-		}
-	}
 	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		return header{}, &CorruptError{Path: path, Reason: `no bucket "meta"`}
+	}
 	if v := meta.Get(metaFormat); len(v) != 1 || v[0] != format {
 		var got byte
 		if len(v) > 0 {
 			got = v[0]
 		}
 		return header{}, &FormatError{Path: path, Got: got, Want: format}
+	}
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return header{}, &CorruptError{Path: path, Reason: fmt.Sprintf("no bucket %q", name)}
+		}
 	}
 	v := meta.Get(metaState)
 	if len(v) != headerBytes {
@@ -143,8 +224,4 @@ func readHeader(tx *bolt.Tx, path string) (header, error) {
 		h.init = &in
 	}
 	return h, nil
-}
-
-func decodeRecord(v []byte) (value []byte, revision int64) {
-	return v[8:], int64(binary.BigEndian.Uint64(v))
 }

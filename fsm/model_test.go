@@ -266,7 +266,9 @@ func TestAgainstModel(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 42))
-			m := newMachine(t, testConfig())
+			cfg := testConfig()
+			cfg.CheckpointBytes = 3000 // now and then by itself
+			m := newMachine(t, cfg)
 			follower := emptyMachine(t, Config{InitialMmapSize: 64 << 20})
 			mod := newModel()
 			for range 60 {
@@ -308,6 +310,10 @@ func TestAgainstModel(t *testing.T) {
 						t.Fatal(err)
 					}
 					m.reopen(len(m.logs))
+				case 2:
+					if err := m.f.Flush(); err != nil {
+						t.Fatal(err)
+					}
 				}
 				if got := m.f.Applied(); got != uint64(len(m.logs)) {
 					t.Fatalf("applied %d of %d entries", got, len(m.logs))
@@ -353,7 +359,7 @@ func (m *machine) checkCounts(mod *model) {
 	next := int64(noDeadline)
 	for k, val := range mod.keys {
 		_, key, _ := cutSlot(k)
-		want.add(slotCount{1, int64(len(key) + len(val.value))})
+		want.add(1, int64(len(key)+len(val.value)))
 		if val.deadline != 0 {
 			next = min(next, val.deadline)
 		}

@@ -13,35 +13,6 @@ import (
 // The commands on keys. Each has been validated, its slot is owned and the
 // transaction is open. What they answer and refuse follows Redis.
 
-func (a *applier) doMGet(c *command.Command) command.Result {
-	values := make([]command.Result, len(c.Keys))
-	for i, k := range c.Keys {
-		values[i] = a.answer(a.get(c.Slot, k))
-	}
-	return command.Array(values)
-}
-
-func (a *applier) doExists(c *command.Command) command.Result {
-	var n int64
-	for _, k := range c.Keys {
-		if a.get(c.Slot, k).visible {
-			n++
-		}
-	}
-	return command.Int(n)
-}
-
-func (a *applier) doTTL(c *command.Command) command.Result {
-	switch e := a.get(c.Slot, c.Keys[0]); {
-	case !e.visible:
-		return command.Int(-2)
-	case e.deadline == 0:
-		return command.Int(-1)
-	default:
-		return command.Int(e.deadline - a.clock)
-	}
-}
-
 func (a *applier) doSet(c *command.Command) command.Result {
 	key := c.Keys[0]
 	old := a.load(c.Slot, key)

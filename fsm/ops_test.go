@@ -181,6 +181,9 @@ func TestInit(t *testing.T) {
 	if got := m.one(command.Command{Op: command.OpInit, Values: [][]byte{other.Encode()}}); got != "OK" {
 		t.Fatal(got)
 	}
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	m.reopen(len(m.logs))
 	if got, ok := m.f.Init(); !ok || got.ClusterID != "test" || got.Shard != 1 {
 		t.Errorf("identity is %+v", got)

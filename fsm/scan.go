@@ -3,7 +3,6 @@ package fsm
 import (
 	"bytes"
 	"container/heap"
-	"encoding/binary"
 )
 
 // A scan cursor holds no state anywhere: it is a place in an order that never
@@ -34,19 +33,14 @@ func (v *View) ScanPage(cursor uint64, count int, slots [2]uint16, match func(ke
 	}
 	visits := 0
 	whole := max(count, scanWhole)
-	c := v.slots.Cursor()
-	for s, n := c.Seek(appendKey(nil, slot, nil)); s != nil; s, n = c.Next() {
-		at := binary.BigEndian.Uint16(s)
-		if at > slots[1] {
-			break
-		}
+	for at, n, ok := v.counts.next(int(slot)); ok && at <= slots[1]; at, n, ok = v.counts.next(int(at) + 1) {
 		if at != slot {
 			slot, pos = at, 0
 		}
 		if len(keys) >= count || visits >= scanVisits {
 			return keys, uint64(slot)<<scanPositionBits | pos
 		}
-		stored := decodeSlotCount(n).records
+		stored := n.records
 		visits += int(stored)
 		if pos == 0 && stored <= int64(whole) {
 			v.scan(slot, slot, prefix, func(_ uint16, key []byte, e entry) bool {

@@ -8,9 +8,9 @@ import (
 	"io"
 	"sync"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/abacusdb/abacus/fsm/planted"
+	"github.com/hashicorp/raft"
+	bolt "go.etcd.io/bbolt"
 )
 
 // A stream carries a whole state file:
@@ -21,8 +21,6 @@ const (
 	streamHead    = 1 + 8
 	streamTail    = 4
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Snapshot notes where the state machine stands. A snapshot in raft's sense is
 // metadata: the state is in its file already, and OpenStream sends that.
@@ -54,24 +52,39 @@ func (s *snapshot) Persist(raft.SnapshotSink) error {
 // Release has nothing to let go of.
 func (s *snapshot) Release() {}
 
-// OpenStream opens the present state as a stream for another replica's Restore.
-// size is exact. index is what the stream's file was applied up to: at or above
-// the durable index before the call. The caller closes r, however far it read.
+// OpenStream opens the state file as a stream for another replica's Restore.
+// size is exact. index is what the file was applied up to: at or above the durable
+// index before the call. The caller closes r, however far it read.
 func (f *FSM) OpenStream() (size int64, index uint64, r io.ReadCloser, err error) {
-	v, err := f.View()
+	f.mu.RLock()
+	gen := f.gen
+	ok := !f.closed && gen.acquire()
+	f.mu.RUnlock()
+	if !ok {
+		return 0, 0, nil, fmt.Errorf("open state stream: %w", ErrClosed)
+	}
+	tx, err := gen.db.Begin(false)
 	if err != nil {
+		gen.release()
+		return 0, 0, nil, fmt.Errorf("open state stream: %w", err)
+	}
+	h, err := readHeader(tx, gen.path)
+	if err != nil {
+		_ = tx.Rollback()
+		gen.release()
 		return 0, 0, nil, fmt.Errorf("open state stream: %w", err)
 	}
 	pr, pw := io.Pipe()
-	s := &stream{PipeReader: pr, view: v, ended: make(chan struct{})}
+	s := &stream{PipeReader: pr, gen: gen, tx: tx, ended: make(chan struct{})}
 	go s.run(pw)
-	return streamHead + v.tx.Size() + streamTail, v.head.applied, s, nil
+	return streamHead + tx.Size() + streamTail, h.applied, s, nil
 }
 
 // stream is the reading end; run, in its own goroutine, is the writing one.
 type stream struct {
 	*io.PipeReader
-	view  *View
+	gen   *generation
+	tx    *bolt.Tx
 	ended chan struct{}
 	once  sync.Once
 }
@@ -79,11 +92,11 @@ type stream struct {
 func (s *stream) run(w *io.PipeWriter) {
 	defer close(s.ended)
 	head := [streamHead]byte{streamVersion}
-	binary.BigEndian.PutUint64(head[1:], uint64(s.view.tx.Size()))
+	binary.BigEndian.PutUint64(head[1:], uint64(s.tx.Size()))
 	_, err := w.Write(head[:])
 	if err == nil {
 		sum := crc32.New(castagnoli)
-		if _, err = s.view.tx.WriteTo(io.MultiWriter(w, sum)); err == nil {
+		if _, err = s.tx.WriteTo(io.MultiWriter(w, sum)); err == nil {
 			_, err = w.Write(binary.BigEndian.AppendUint32(nil, sum.Sum32()))
 		}
 	}
@@ -98,7 +111,8 @@ func (s *stream) Close() error {
 	s.once.Do(func() {
 		_ = s.PipeReader.Close() // documented never to fail; it ends run's next write
 		<-s.ended
-		s.view.Close()
+		_ = s.tx.Rollback() // it only ever fails for a closed transaction
+		s.gen.release()
 	})
 	return nil
 }

@@ -7,24 +7,25 @@ import (
 	"hash/fnv"
 
 	"github.com/abacusdb/abacus/fsm/command"
-	bolt "go.etcd.io/bbolt"
 )
 
 // View is the state at one log index. Entries applied later do not show in it.
 // It belongs to one goroutine; there may be many views. An open view keeps the
 // file's old pages from being used again, so it should not stay open for long.
 //
-// Keys and values that a view hands out lie in the file: they are valid until
-// Close and must not be changed.
+// Keys and values that a view hands out are valid until Close and must not be changed.
 type View struct {
-	gen   *generation
-	tx    *bolt.Tx // nil once closed
-	index uint64
-	clock int64
-	head  header
+	f      *FSM
+	gen    *generation
+	open   bool
+	layers layers
+	index  uint64
+	clock  int64
+	head   header
+	counts slotTable
+	sess   uint64 // hash of the session table
 
-	keys, slots *bolt.Bucket
-	keyBuf      []byte
+	keyBuf []byte
 	// ended counts the keys that are stored but have ended, slot by slot; nil
 	// until somebody asks for a count.
 	ended      map[uint16]slotCount
@@ -33,54 +34,31 @@ type View struct {
 
 // View opens a view of the present state. Its index is at or above every index
 // that was applied before the call.
-func (f *FSM) View() (*View, error) {
-	for {
-		// Loaded before the transaction begins, so that the file is at least as new.
-		st := f.st.Load()
-		if !st.gen.acquire() {
-			select {
-			case <-f.done:
-				return nil, ErrClosed
-			default:
-				continue // Restore has just put another generation in its place
-			}
-		}
-		v, err := openView(st)
-		if err != nil {
-			st.gen.release()
-			return nil, fmt.Errorf("open view: %w", err)
-		}
-		return v, nil
+func (f *FSM) View() (v *View, err error) {
+	f.mu.Lock() // to copy trees, which writes to them
+	defer f.mu.Unlock()
+	if f.closed || !f.gen.acquire() {
+		return nil, ErrClosed
 	}
-}
-
-func openView(st *state) (*View, error) {
-	tx, err := st.gen.db.Begin(false)
+	file, err := openFileLayer(f.gen)
 	if err != nil {
-		return nil, err
+		f.gen.release()
+		return nil, fmt.Errorf("open view: %w", err)
 	}
-	h, err := readHeader(tx, st.gen.path)
-	if err != nil {
-		_ = tx.Rollback()
-		return nil, err
-	}
-	v := &View{gen: st.gen, tx: tx, index: h.applied, clock: h.clock, head: h}
-	if h.applied == st.durable {
-		// Nothing was committed since: the entries above, up to st.applied, had no
-		// effect but on the clock.
-		v.index, v.clock = st.applied, st.clock
-	}
-	v.keys, v.slots = tx.Bucket(bucketKeys), tx.Bucket(bucketSlots)
-	return v, nil
+	a := &f.ap
+	return &View{
+		f: f, gen: f.gen, open: true, layers: layers{active: a.layers.active.copy(), frozen: a.layers.frozen, file: file},
+		index: a.index, clock: a.clock, head: a.header(), counts: a.counts.share(), sess: a.sess.hash,
+	}, nil
 }
 
 // Close ends the view. It may be called twice.
 func (v *View) Close() {
-	if v.tx == nil {
+	if !v.open {
 		return
 	}
-	_ = v.tx.Rollback() // it only ever fails for a closed transaction
-	v.tx = nil
+	v.open = false
+	v.layers.file.close()
 	v.gen.release()
 }
 
@@ -92,12 +70,15 @@ func (v *View) Clock() int64 { return v.clock }
 
 // Get returns the value of a key.
 func (v *View) Get(slot uint16, key []byte) ([]byte, bool) {
+	defer v.f.guard(nil)
+	e := v.load(slot, key)
+	return e.value, e.visible
+}
+
+func (v *View) load(slot uint16, key []byte) entry {
 	v.keyBuf = appendKey(v.keyBuf[:0], slot, key)
-	e := decodeEntry(v.keys.Get(v.keyBuf), v.clock)
-	if !e.visible {
-		return nil, false
-	}
-	return e.value, true
+	r, stored := v.layers.get(inKeys, v.keyBuf)
+	return seen(r, stored, v.clock)
 }
 
 // Scan calls fn for every key in the slots from..to, both included, that begins
@@ -111,27 +92,26 @@ func (v *View) Scan(from, to uint16, prefix []byte, fn func(slot uint16, key, va
 
 // scan visits everything stored, keys that have ended included.
 func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []byte, e entry) bool) {
-	c := v.keys.Cursor()
+	defer v.f.guard(nil)
+	c := v.layers.cursor(inKeys)
+	defer c.guard()()
 	if len(prefix) == 0 {
-		for k, val := c.Seek(appendKey(nil, from, nil)); k != nil; k, val = c.Next() {
+		c.seek(appendKey(nil, from, nil))
+		for k, r, ok := c.next(); ok; k, r, ok = c.next() {
 			slot, key := splitKey(k)
-			if slot > to || !fn(slot, key, decodeEntry(val, v.clock)) {
+			if slot > to || !fn(slot, key, seen(r, true, v.clock)) {
 				return
 			}
 		}
 		return
 	}
 	// One seek per slot that holds anything.
-	sc := v.slots.Cursor()
-	var seek []byte
-	for s, _ := sc.Seek(appendKey(nil, from, nil)); s != nil; s, _ = sc.Next() {
-		slot := binary.BigEndian.Uint16(s)
-		if slot > to {
-			return
-		}
-		seek = appendKey(seek[:0], slot, prefix)
-		for k, val := c.Seek(seek); k != nil && bytes.HasPrefix(k, seek); k, val = c.Next() {
-			if !fn(slot, k[2:], decodeEntry(val, v.clock)) {
+	var start []byte
+	for slot, _, ok := v.counts.next(int(from)); ok && slot <= to; slot, _, ok = v.counts.next(int(slot) + 1) {
+		start = appendKey(start[:0], slot, prefix)
+		c.seek(start)
+		for k, r, ok := c.next(); ok && bytes.HasPrefix(k, start); k, r, ok = c.next() {
+			if !fn(slot, k[2:], seen(r, true, v.clock)) {
 				return
 			}
 		}
@@ -141,8 +121,7 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 // SlotCount is how many keys a slot has, and the bytes of those keys and their values.
 func (v *View) SlotCount(slot uint16) (records, bytes int64) {
 	v.countEnded()
-	c := v.stored(slot)
-	e := v.ended[slot]
+	c, e := v.counts.get(slot), v.ended[slot]
 	return c.records - e.records, c.bytes - e.bytes
 }
 
@@ -152,19 +131,6 @@ func (v *View) Counts() (records, bytes int64) {
 	return v.head.total.records - v.endedTotal.records, v.head.total.bytes - v.endedTotal.bytes
 }
 
-// Stored is the number of keys in the file, with those that have ended and are
-// not purged yet: it takes no walk over them.
-func (v *View) Stored() int64 { return v.head.total.records }
-
-func (v *View) stored(slot uint16) slotCount {
-	var k [2]byte
-	binary.BigEndian.PutUint16(k[:], slot)
-	if b := v.slots.Get(k[:]); b != nil {
-		return decodeSlotCount(b)
-	}
-	return slotCount{}
-}
-
 // countEnded finds the keys that have ended and are not purged yet. Usually
 // there are none, and the first deadline tells.
 func (v *View) countEnded() {
@@ -172,39 +138,38 @@ func (v *View) countEnded() {
 		return
 	}
 	v.ended = map[uint16]slotCount{}
-	c := v.tx.Bucket(bucketTTL).Cursor()
-	for k, _ := c.First(); k != nil && int64(binary.BigEndian.Uint64(k)) <= v.clock; k, _ = c.Next() {
+	defer v.f.guard(nil)
+	v.layers.walk(inTTL, nil, func(k []byte, _ row) bool {
+		if int64(binary.BigEndian.Uint64(k)) > v.clock {
+			return false
+		}
 		slot, key := splitKey(k[8:])
-		e := decodeEntry(v.keys.Get(k[8:]), v.clock)
-		d := slotCount{1, int64(len(key) + len(e.value))}
+		size := int64(len(key) + len(v.load(slot, key).value))
 		n := v.ended[slot]
-		n.add(d)
+		n.add(1, size)
 		v.ended[slot] = n
-		v.endedTotal.add(d)
-	}
+		v.endedTotal.add(1, size)
+		return true
+	})
 }
 
 // Record returns a system record and its revision.
 func (v *View) Record(name string) (value []byte, revision int64, ok bool) {
-	b := v.tx.Bucket(bucketRecords).Get([]byte(name))
-	if b == nil {
+	defer v.f.guard(nil)
+	r, ok := v.layers.get(inRecords, []byte(name))
+	if !ok {
 		return nil, 0, false
 	}
-	value, revision = decodeRecord(b)
-	return value, revision, true
+	return r.value, int64(r.changed), true
 }
 
 // Records calls fn for each system record whose name begins with prefix, in
 // order of their names, until fn says false.
 func (v *View) Records(prefix string, fn func(name string, value []byte, revision int64) bool) {
-	c := v.tx.Bucket(bucketRecords).Cursor()
-	p := []byte(prefix)
-	for k, b := c.Seek(p); k != nil && bytes.HasPrefix(k, p); k, b = c.Next() {
-		value, revision := decodeRecord(b)
-		if !fn(string(k), value, revision) {
-			return
-		}
-	}
+	defer v.f.guard(nil)
+	v.layers.walk(inRecords, []byte(prefix), func(k []byte, r row) bool {
+		return fn(string(k), r.value, int64(r.changed))
+	})
 }
 
 // RandomKey returns a copy of some key; equal seeds give equal keys of one state.
@@ -214,9 +179,7 @@ func (v *View) RandomKey(seed uint64) ([]byte, bool) {
 		return nil, false
 	}
 	at := int64(seed % uint64(total))
-	c := v.slots.Cursor()
-	for s, _ := c.First(); s != nil; s, _ = c.Next() {
-		slot := binary.BigEndian.Uint16(s)
+	for slot, _, ok := v.counts.next(0); ok; slot, _, ok = v.counts.next(int(slot) + 1) {
 		n, _ := v.SlotCount(slot)
 		if at >= n {
 			at -= n
@@ -253,6 +216,15 @@ func (v *View) Hash() uint64 {
 	}
 	number(uint64(v.clock))
 	number(uint64(v.head.revision))
+	number(v.head.opened)
+	number(v.head.used)
+	number(v.sess)
+	for s := range command.Slots {
+		if c := v.counts.get(uint16(s)); c.removed != 0 {
+			number(uint64(s))
+			number(c.removed)
+		}
+	}
 	if v.head.init != nil {
 		text(v.head.init.Encode())
 	}
@@ -261,6 +233,7 @@ func (v *View) Hash() uint64 {
 			number(uint64(slot))
 			text(key)
 			number(uint64(e.deadline))
+			number(e.changed)
 			text(e.value)
 		}
 		return true

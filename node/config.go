@@ -199,7 +199,7 @@ func (c *Config) advertised(listening []net.Listener) sharding.Addrs {
 func (c *Config) httpHosts(self sharding.Addrs) []string {
 	hosts := []string{"localhost", "127.0.0.1", "::1"}
 	for _, a := range []string{c.HTTPAddr, self.HTTP} {
-		if h, _, err := net.SplitHostPort(a); err == nil && !slices.Contains(hosts, h) {
+		if h, _, err := net.SplitHostPort(a); err == nil && h != "" && !slices.Contains(hosts, h) {
 			hosts = append(hosts, h)
 		}
 	}

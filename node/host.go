@@ -171,7 +171,52 @@ const (
 	memberEvery = 250 * time.Millisecond
 	// transferEvery damps leader balancing: a shard's leadership moves at most this often.
 	transferEvery = 5 * time.Second
+	// A new leader stays for minStay before it hands over to a better one. Whoever gets
+	// back what it handed over less than returnedWithin ago stays twice as long the
+	// next time, up to maxStay: the better one does not hold it (its machine is
+	// overloaded, say), and each attempt is an election more.
+	minStay        = time.Second
+	maxStay        = time.Minute
+	returnedWithin = 2 * time.Minute
 )
+
+// stays remembers how this node's hand-overs of leaderships fared.
+type stays struct {
+	mu     sync.Mutex
+	shards map[sharding.ShardID]stay
+}
+
+type stay struct {
+	least  time.Duration
+	handed time.Time // over to another; zero if never
+}
+
+// begin says how long a leadership that begins now is to stay at least.
+func (s *stays) begin(shard sharding.ShardID, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.shards[shard]
+	switch {
+	case e.handed.IsZero() || now.Sub(e.handed) > returnedWithin:
+		e.least = minStay
+	default:
+		e.least = min(2*e.least, maxStay)
+	}
+	if s.shards == nil {
+		s.shards = map[sharding.ShardID]stay{}
+	}
+	s.shards[shard] = e
+	return e.least
+}
+
+// handOver notes that a leadership was handed over.
+func (s *stays) handOver(shard sharding.ShardID, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.shards[shard]
+	e.handed = now
+	s.shards[shard] = e
+}
 
 // lead runs on this node while it leads a shard; ctx ends with the leadership.
 func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
@@ -186,7 +231,8 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 	}
 	tick := time.NewTicker(memberEvery)
 	defer tick.Stop()
-	lastTransfer := time.Now().Add(time.Second - transferEvery) // not in the first moments in office
+	// Not in the first moments in office.
+	lastTransfer := time.Now().Add(n.stays.begin(shard, time.Now()) - transferEvery)
 	for {
 		select {
 		case <-ctx.Done():
@@ -210,6 +256,7 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 			if err := st.TransferLeadership(tctx, to.ID); err != nil && ctx.Err() == nil {
 				n.log.Warn("hand leadership over", "shard", shard, "to", to.Node, "err", err)
 			}
+			n.stays.handOver(shard, time.Now())
 			cancel()
 		}
 	}

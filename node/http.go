@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -55,7 +56,12 @@ func newHTTPServer(n *Node) *httpServer {
 	return h
 }
 
+// maxHTTPConns bounds the open HTTP connections, and with them the bodies held (1 MiB
+// each). One more waits until another ends, as idle ones do by their time-out.
+const maxHTTPConns = 1024
+
 func (h *httpServer) serve(l net.Listener) error {
+	l = &limitListener{Listener: l, room: make(chan struct{}, maxHTTPConns), closed: make(chan struct{})}
 	if err := h.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
@@ -69,6 +75,44 @@ func (h *httpServer) shutdown(ctx context.Context) error {
 	return nil
 }
 
+// limitListener accepts as many connections at once as room has places.
+type limitListener struct {
+	net.Listener
+	room   chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	select {
+	case l.room <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.room
+		return nil, err
+	}
+	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.room })}, nil
+}
+
+func (l *limitListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// limitedConn gives its place back when it is closed.
+type limitedConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
 // guard refuses requests that name another host or come from another origin.
 func (h *httpServer) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -77,7 +121,9 @@ func (h *httpServer) guard(next http.Handler) http.Handler {
 			return
 		}
 		if origin := r.Header.Get("Origin"); origin != "" {
-			if u, err := url.Parse(origin); err != nil || !h.ours(u.Host) {
+			// The very port: whatever else serves pages on this machine is a stranger.
+			// "null" (a sandboxed frame, a file) has no host.
+			if u, err := url.Parse(origin); err != nil || u.Host == "" || u.Host != r.Host {
 				httpError(w, http.StatusForbidden, fmt.Errorf("requests from pages of %s are refused", origin))
 				return
 			}
@@ -169,10 +215,18 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 		return nil, false
 	}
 	for _, res := range results {
-		if res.Kind == command.KindError {
-			httpError(w, http.StatusConflict, errors.New(res.Code.String()))
-			return nil, false
+		if res.Kind != command.KindError {
+			continue
 		}
+		switch res.Code {
+		case command.CodeWrongShard, command.CodeUninitialized: // nothing was done, and may be later
+			h.fail(w, transport.Errorf(transport.CodeUnavailable, "%v", res.Code))
+		case command.CodeTooLarge: // by the shard's own limits
+			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("over the limit of %d bytes", res.Int))
+		default:
+			httpError(w, http.StatusConflict, errors.New(res.Code.String()))
+		}
+		return nil, false
 	}
 	w.Header().Set("Abacus-Shard", strconv.FormatUint(uint64(shard), 10))
 	w.Header().Set("Abacus-Index", strconv.FormatUint(index, 10))

@@ -47,6 +47,7 @@ type Node struct {
 	transport transport.Transport
 	net       *store.Net
 	host      *host
+	stays     stays
 	peers     *peers
 	jobs      *compute.Jobs
 	worker    *compute.Worker
@@ -189,12 +190,13 @@ func (n *Node) enter(ctx context.Context) error {
 	return fmt.Errorf("data directory %s was never let into a cluster: say --join again", n.dir.path)
 }
 
-// Close stops the node gracefully within StopTimeout: leaderships are handed
+// Close stops the node gracefully within StopTimeout (what hangs is let go a
+// little earlier, so that the rest still closes in order): leaderships are handed
 // over, what is in flight is finished, everything is closed. It is the reverse
 // of Open, and may be called more than once.
 func (n *Node) Close() error {
 	n.closed.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.StopTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.StopTimeout*9/10)
 		defer cancel()
 		n.stopping.Store(true) // not ready any more; peers do not hand us leaderships
 		// Leaderships first, while clients are still served: their commands are

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -386,6 +387,11 @@ func TestHTTP(t *testing.T) {
 	expect(413, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20+1))
 	expect(204, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20))
 	expect(405, "PATCH", "/v1/kv/k", "")
+	// Only pages of this very port may call: not another server on this machine.
+	expect(200, "GET", "/livez", "", "Origin", base)
+	for _, origin := range []string{"null", "http://localhost:3000", "http://127.0.0.1", "http://evil.example"} {
+		expect(403, "GET", "/livez", "", "Origin", origin)
+	}
 
 	// Pages of other origins, and names that were rebound to this address, get nothing.
 	expect(403, "GET", "/v1/status", "", "Host", "evil.example")
@@ -412,6 +418,77 @@ func TestHTTP(t *testing.T) {
 	if text, _ := expect(200, "GET", "/v1/jobs", ""); !strings.Contains(text, id.ID) {
 		t.Fatalf("list: %s", text)
 	}
+}
+
+// A leadership that comes back soon after it was handed over stays longer each
+// time; one that was not handed over, or long ago, does not.
+func TestStays(t *testing.T) {
+	var s stays
+	now := time.Now()
+	for i, step := range []struct {
+		after time.Duration // the last hand-over
+		want  time.Duration
+	}{
+		{0, minStay}, {5 * time.Second, 2 * minStay}, {5 * time.Second, 4 * minStay}, {5 * time.Second, 8 * minStay}, {5 * time.Second, 16 * minStay},
+		{5 * time.Second, 32 * minStay}, {5 * time.Second, maxStay}, {5 * time.Second, maxStay}, {returnedWithin + 1, minStay}, {5 * time.Second, 2 * minStay},
+	} {
+		now = now.Add(step.after)
+		if got := s.begin(3, now); got != step.want {
+			t.Errorf("step %d: stays %v, want %v", i, got, step.want)
+		}
+		if got := s.begin(4, now); got != minStay {
+			t.Errorf("step %d: another shard stays %v", i, got)
+		}
+		s.handOver(3, now)
+	}
+}
+
+// No more connections than there is room for are taken; one that ends makes
+// room, and Close ends a wait for it.
+func TestLimitListener(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &limitListener{Listener: inner, room: make(chan struct{}, 1), closed: make(chan struct{})}
+	accepted := make(chan net.Conn)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 3 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	first := <-accepted
+	select {
+	case <-accepted:
+		t.Fatal("a second one was taken")
+	case <-time.After(20 * time.Millisecond):
+	}
+	first.Close()
+	first.Close() // gives one place back, not two
+	second := <-accepted
+	select {
+	case <-accepted:
+		t.Fatal("a third one was taken")
+	case <-time.After(20 * time.Millisecond):
+	}
+	l.Close()
+	l.Close()
+	if c, ok := <-accepted; ok {
+		t.Fatalf("accepted %v after Close", c.RemoteAddr())
+	}
+	second.Close()
 }
 
 // A pipeline longer than one proposal is carried out in order.

@@ -49,6 +49,8 @@ type replicaStatus struct {
 	Commit  uint64          `json:"commit"`
 	Applied uint64          `json:"applied"`
 	Records int64           `json:"records"`
+	// Voter is what the replica itself knows of its vote, for when nobody leads.
+	Voter bool `json:"voter,omitempty"`
 	// Members is the Raft configuration, told by the leader only.
 	Members []store.Member `json:"members,omitempty"`
 	// Committed are the replicas of the newest committed configuration, told by the
@@ -248,11 +250,8 @@ func (n *Node) statusJSON() []byte {
 func describe(st *store.Store) replicaStatus {
 	s := st.Status()
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
-		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied}
-	if v, err := st.View(); err == nil {
-		r.Records = v.Stored()
-		v.Close()
-	}
+		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records}
+	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads {
 		r.Members, r.Committed = s.Members, st.Committed()
 	}

@@ -67,8 +67,13 @@ func (n *Node) probe(ctx context.Context) error {
 				}
 				return nil
 			})
-		case n.leaderOf(sh.ID) == "":
-			return fmt.Errorf("shard %d has no leader that is known here", sh.ID)
+		default:
+			switch n.leaderOf(sh.ID) {
+			case "":
+				return fmt.Errorf("shard %d has no leader that is known here", sh.ID)
+			case n.cfg.ID: // elected, and its opening entry is not committed
+				return fmt.Errorf("shard %d commits nothing yet under its new leader, this node", sh.ID)
+			}
 		}
 	}
 	return probes.Wait()

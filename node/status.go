@@ -128,8 +128,8 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	for _, r := range sh.Replicas {
 		rv := replicaView{ID: r.ID, Node: r.Node, State: "missing"}
 		i := slices.IndexFunc(lead.Members, func(m store.Member) bool { return m.Replica == r.ID })
-		rv.Voter = i >= 0 && lead.Members[i].Voter
 		st, reported := reports[r.ID]
+		rv.Voter = i >= 0 && lead.Members[i].Voter || v.Leader == "" && st.Voter
 		switch {
 		case !alive[r.Node]:
 			rv.State = "down"

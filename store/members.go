@@ -36,6 +36,7 @@ type Status struct {
 	Commit        uint64
 	Applied       uint64 // here
 	Durable       uint64 // from where a restart would go on
+	Records       int64  // keys stored here, with those that have ended and are not purged yet
 	// LastContact is how long ago a follower heard of the leader; -1 for never.
 	LastContact time.Duration
 	Members     []Member
@@ -71,7 +72,7 @@ func (s *Store) Shard() uint32 { return s.cfg.Shard }
 func (s *Store) Status() Status {
 	st := Status{
 		Shard: s.cfg.Shard, Replica: s.cfg.Replica, Node: s.cfg.Node, State: "Restarting",
-		Applied: s.fsm.Applied(), Durable: s.fsm.DurableIndex(), Term: s.stable.term.Load(), LastContact: -1,
+		Applied: s.fsm.Applied(), Durable: s.fsm.DurableIndex(), Records: s.fsm.Stored(), Term: s.stable.term.Load(), LastContact: -1,
 	}
 	in := s.inst.Load()
 	if in == nil {

@@ -68,6 +68,12 @@ func newDevUpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [flags] [-- FLAGS FOR EVERY abacusd]",
 		Short: "Start a cluster, or start the one in the directory again with its data",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
+				return fmt.Errorf("dev up takes no arguments, received %s (flags for every abacusd go behind --)", shown(args[0]))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, args)
 		},
@@ -184,6 +190,9 @@ func (o *devUp) open(cmd *cobra.Command, args []string) (*proc.Cluster, error) {
 			if cmd.Flags().Changed(f.name) && f.want != f.got {
 				return nil, usagef("%s holds a cluster with --%s %d: leave the flag out to start it again, or choose another --dir", o.dir, f.name, f.got)
 			}
+		}
+		if len(args) > 0 {
+			return nil, usagef("%s holds a cluster, whose abacusd flags were given when it was made: leave them out to start it again, or choose another --dir", o.dir)
 		}
 		return c, nil
 	}

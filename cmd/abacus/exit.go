@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -88,6 +89,8 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 		return fmt.Sprintf("usage: %s\nsee:   %s --help", cmd.UseLine(), cmd.CommandPath())
 	case errors.Is(err, errInterrupted):
 		return ""
+	case errors.Is(err, client.ErrNotFound) && strings.HasPrefix(cmd.CommandPath(), "abacus job"):
+		return "see which jobs there are: abacus job list"
 	case errors.Is(err, client.ErrTooManyClients):
 		return fmt.Sprintf("the nodes at %s have no room for another connection: end some clients, give other nodes with --addr or ABACUS_ADDR, or raise --max-clients of abacusd", a.addrs)
 	case errors.Is(err, client.ErrNotClientPort):

@@ -86,6 +86,7 @@ func TestUsage(t *testing.T) {
 		{"unknown command \"nosuch\" for \"abacus\"", []string{"nosuch"}},
 		{"unknown command \"nosuch\" for \"abacus dev\"", []string{"dev", "nosuch"}},
 		{"usage: abacus job COMMAND", []string{"job", "nosuch", "--", "more"}},
+		{"dev up takes no arguments, received 3", []string{"dev", "up", "3"}},
 		{"unknown command", []string{"completion", "nosuch"}},
 		{"unknown command", []string{"help", "nosuch"}},
 		{"unknown command", []string{"help", "job", "nosuch"}},
@@ -530,6 +531,7 @@ func TestJobCommands(t *testing.T) {
 	}
 	for _, verb := range []string{"status", "wait", "result", "cancel"} {
 		check(t, c, "", "no such job", 4, "job", verb, "nosuch")
+		check(t, c, "", "abacus job list", 4, "job", verb, "nosuch")
 	}
 }
 

@@ -3,9 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -56,7 +57,7 @@ func layer(f *pflag.FlagSet) error {
 	fromFlag := map[string]bool{}
 	f.Visit(func(fl *pflag.Flag) { fromFlag[fl.Name] = true })
 	f.VisitAll(func(fl *pflag.Flag) {
-		if v, ok := os.LookupEnv(envName(fl.Name)); ok && !fromFlag[fl.Name] && fl.Name != "help" {
+		if v, ok := os.LookupEnv(envName(fl.Name)); ok && !fromFlag[fl.Name] && isSetting(fl.Name) {
 			fromFlag[fl.Name] = true
 			set(fl.Name, v, envName(fl.Name))
 		}
@@ -69,35 +70,53 @@ func layer(f *pflag.FlagSet) error {
 	if err != nil {
 		return errors.Join(append(faults, fmt.Errorf("--config: %w", err))...)
 	}
-	var file map[string]any
+	// Nodes, not values: a scalar is taken as it is written, and the id 007 stays that.
+	var file map[string]yaml.Node
 	if err := yaml.Unmarshal(raw, &file); err != nil {
 		return errors.Join(append(faults, fmt.Errorf("--config %s: %w", path, err))...)
 	}
-	for name, v := range file {
-		switch fl := f.Lookup(name); {
-		case fl == nil || name == "config" || name == "help":
+	for _, name := range slices.Sorted(maps.Keys(file)) {
+		v := file[name]
+		if f.Lookup(name) == nil || name == "config" || !isSetting(name) {
 			faults = append(faults, fmt.Errorf("--config %s: there is no setting %q", path, name))
+			continue
+		}
+		text, err := yamlText(&v)
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Errorf("--config %s: %s: %w", path, name, err))
 		case !fromFlag[name]:
-			set(name, yamlText(v), path)
+			set(name, text, path)
 		}
 	}
 	return errors.Join(faults...)
 }
 
-// yamlText writes a YAML scalar or list of scalars as a flag would be written.
-func yamlText(v any) string {
-	list, ok := v.([]any)
-	if !ok {
-		return fmt.Sprint(v)
-	}
-	parts := make([]string, len(list))
-	for i, p := range list {
-		parts[i] = fmt.Sprint(p)
-	}
-	return strings.Join(parts, ",")
-}
+// isSetting tells what configures a node from the flags that only print something.
+func isSetting(flag string) bool { return flag != "help" && flag != "version" }
 
-// afterStop yields when a graceful stop has taken longer than it may.
-func afterStop(cfg node.Config) <-chan time.Time {
-	return time.After(cfg.StopTimeout + 2*time.Second)
+// yamlText writes a YAML scalar or list of scalars as a flag would be written.
+func yamlText(v *yaml.Node) (string, error) {
+	for v.Kind == yaml.AliasNode {
+		v = v.Alias
+	}
+	switch {
+	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
+		return "", errors.New("it has no value: give one, or leave the line out")
+	case v.Kind == yaml.ScalarNode:
+		return v.Value, nil
+	case v.Kind != yaml.SequenceNode:
+		return "", errors.New("want a value or a list of values")
+	}
+	parts := make([]string, len(v.Content))
+	for i, p := range v.Content {
+		if p.Kind == yaml.SequenceNode {
+			return "", errors.New("want a value or a list of values")
+		}
+		var err error
+		if parts[i], err = yamlText(p); err != nil {
+			return "", err
+		}
+	}
+	return strings.Join(parts, ","), nil
 }

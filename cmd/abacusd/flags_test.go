@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -71,6 +72,33 @@ func TestLayerFaults(t *testing.T) {
 	}
 	if _, err := parse(t, "", "--config", "/no/such/file"); err == nil || !strings.Contains(err.Error(), "/no/such/file") {
 		t.Errorf("a missing file: %v", err)
+	}
+}
+
+// What is written in the file counts, not what YAML makes of it; a setting
+// without a value is a mistake, and not the directory "<nil>".
+func TestFileValues(t *testing.T) {
+	cfg, err := parse(t, "id: 007\ndata-dir: 1_000\ncommand-timeout: &t 2s\nstop-timeout: *t\njoin: 127.0.0.1:1,127.0.0.1:2\ninsecure: true\n")
+	if err != nil || cfg.ID != "007" || cfg.DataDir != "1_000" || cfg.StopTimeout != 2*time.Second || len(cfg.Join) != 2 || !cfg.Insecure {
+		t.Errorf("got %+v, %v", cfg, err)
+	}
+	for _, file := range []string{"data-dir:\n", "data-dir: ~\n", "join: [~]\n", "join: [[a]]\n", "id: {a: b}\n", "version: true\n", "help: true\n"} {
+		if _, err := parse(t, file); err == nil {
+			t.Errorf("%q was accepted", file)
+		}
+	}
+}
+
+// Flags that only print something are no settings: others' variables are called so too.
+func TestVersionIsNoSetting(t *testing.T) {
+	t.Setenv("ABACUS_VERSION", "1.2.3")
+	t.Setenv("ABACUS_HELP", "please")
+	var out, errs strings.Builder
+	if code := run([]string{"--log-level", "loud"}, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "log-level") || strings.Contains(errs.String(), "1.2.3") {
+		t.Errorf("exit code %d: %s", code, errs.String())
+	}
+	if code := run([]string{"version", "now"}, &out, &errs); code != exitUsage {
+		t.Errorf("an argument to version: exit code %d", code)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -86,12 +87,7 @@ environment, and the environment over the file.
 
 SIGTERM or SIGINT stop it gracefully: leaderships are handed over, what is in
 flight is finished. A second one stops it at once.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.NoArgs(cmd, args); err != nil {
-				return &usageError{err}
-			}
-			return nil
-		},
+		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -111,10 +107,17 @@ flight is finished. A second one stops it at once.`,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	bindFlags(cmd.Flags(), &cfg, &opts)
-	cmd.AddCommand(&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, Run: func(cmd *cobra.Command, _ []string) {
+	cmd.AddCommand(&cobra.Command{Use: "version", Short: "Print the version", Args: noArgs, Run: func(cmd *cobra.Command, _ []string) {
 		fmt.Fprintf(cmd.OutOrStdout(), "abacusd %s (%s)\n", version, goVersion())
 	}})
 	return cmd
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return &usageError{err}
+	}
+	return nil
 }
 
 // serve runs the node until a signal or a failure.
@@ -143,10 +146,12 @@ func serve(cfg node.Config) error {
 		n = o.n
 	case <-signals: // while joining, say
 		cancel()
-		if o := <-open; o.n != nil {
-			return o.n.Close()
-		}
-		return nil
+		return stop(cfg, signals, func() error {
+			if o := <-open; o.n != nil {
+				return o.n.Close()
+			}
+			return nil
+		})
 	}
 
 	var failure error
@@ -156,16 +161,21 @@ func serve(cfg node.Config) error {
 	case failure = <-n.Failed():
 		cfg.Log.Error("node failed", "err", failure)
 	}
+	return errors.Join(failure, stop(cfg, signals, n.Close))
+}
+
+// stop waits for a graceful stop, but no longer than it may take, and no longer
+// than until a second signal.
+func stop(cfg node.Config, signals <-chan os.Signal, graceful func() error) error {
 	stopped := make(chan error, 1)
-	go func() { stopped <- n.Close() }()
+	go func() { stopped <- graceful() }()
 	select {
 	case err := <-stopped:
-		return errors.Join(failure, err)
+		return err
 	case <-signals:
-		return errForced
-	case <-afterStop(cfg):
-		return errForced
+	case <-time.After(cfg.StopTimeout):
 	}
+	return errForced
 }
 
 func goVersion() string {

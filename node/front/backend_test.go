@@ -373,6 +373,9 @@ func (n *fakeNode) RandomKey(_ context.Context, shard sharding.ShardID) ([]byte,
 func (n *fakeNode) SubmitJob(_ context.Context, spec []byte) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if bytes.Contains(spec, []byte(`"name":"unsure"`)) {
+		return "", fmt.Errorf("submit job j7: %w", transport.Errorf(transport.CodeUncertain, "the leader was lost"))
+	}
 	if len(n.jobs) == 2 {
 		return "", transport.Errorf(transport.CodeBusy, "2 jobs are queued, try again in 1s")
 	}

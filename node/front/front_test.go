@@ -497,6 +497,14 @@ func TestJobs(t *testing.T) {
 		[]string{"-NOTFOUND...", "-NOTFOUND...", "-ERR value is not an integer...", "-ERR syntax error", "-BADJOB as: ...", "-BADJOB spec: ...", "-NOTFOUND...", "job2", "-BUSY 2 jobs are queued, try again in 1s", `{"healthy":true}`})
 }
 
+// TestUnsureSubmit: who does not know whether a job was queued is told its id.
+func TestUnsureSubmit(t *testing.T) {
+	_, addr := serve(t, Config{}, newCluster(t, 3, 2).node("n1"))
+	if got := dial(t, addr).one(`JOB.SUBMIT {"name":"unsure","prefix":"num/"}`); !strings.HasPrefix(got, "-UNCERTAIN ") || !strings.Contains(got, "j7") {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestConnectionState: HELLO, RESP3, QUIT in the middle of a pipeline.
 func TestConnectionState(t *testing.T) {
 	cl := newCluster(t, 3, 2)

@@ -2,6 +2,7 @@ package front
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
@@ -31,6 +32,9 @@ func (c *conn) jobSubmit(ctx context.Context, args [][]byte) error {
 	}
 	id, err := c.srv.backend.SubmitJob(ctx, args[1])
 	if err != nil {
+		if e := (*transport.Error)(nil); errors.As(err, &e) && !transport.Certain(e) {
+			return refusal(errUnknownFate + err.Error()) // whole: it names the job, to be looked for
+		}
 		return jobError(err)
 	}
 	c.w.BulkString(id)

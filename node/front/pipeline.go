@@ -309,11 +309,13 @@ var errRepliesFull = transport.Errorf(transport.CodeBusy, "this node holds too m
 func (p *plan) execute(ctx context.Context) (held int64) {
 	replies := p.c.srv.replies
 	most := int64(p.values) * int64(p.c.srv.cfg.Limits.MaxValue)
-	if err := replies.Acquire(ctx, most); err != nil {
-		for i := range p.groups {
-			p.groups[i].err = errRepliesFull
+	if most > 0 { // what reads nothing does not queue behind those who wait for room
+		if err := replies.Acquire(ctx, most); err != nil {
+			for i := range p.groups {
+				p.groups[i].err = errRepliesFull
+			}
+			return 0
 		}
-		return 0
 	}
 	p.exec(ctx)
 	p.c.pace.done(ctx.Err() != nil)

@@ -317,11 +317,12 @@ func (c *conn) hangUp(err error) {
 	default:
 		return // the client went away, or we are stopping
 	}
+	// What it sent is of no use any more, and it may take its time to read this.
+	c.r = nil
+	c.in.release()
 	if c.w.Flush() != nil {
 		return
 	}
-	c.in.release()
-	c.r = nil // and with it the bytes
 	// Closing a socket with unread bytes resets it, and the reset overtakes
 	// the reply: take in what the client is still sending, for a moment.
 	if tcp, ok := c.nc.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
@@ -338,6 +339,11 @@ var (
 // freeBytes of a request are not charged to the server's budget: ordinary
 // pipelines stay below it and touch no shared counter.
 const freeBytes = 64 << 10
+
+// argumentBytes is about what each argument of a long command takes beside its
+// own bytes, until it is answered: a million empty ones are six megabytes on the
+// wire and a hundred here.
+const argumentBytes = 96
 
 // connReader reads from the socket under the rules of the port: wait for a
 // command as long as it takes, for the rest of one only so long, and hold only
@@ -381,7 +387,7 @@ func (r *connReader) Read(p []byte) (int, error) {
 	if n > 0 && r.shrunk.Load() {
 		r.shrunk.Store(false)
 	}
-	if over := int64(r.c.r.Buffered()+n-freeBytes) - r.charged; over > 0 {
+	if over := int64(r.c.r.Buffered()+argumentBytes*r.c.r.Arguments()+n-freeBytes) - r.charged; over > 0 {
 		r.charged += over
 		if srv.buffered.Add(over) > srv.cfg.MaxBufferedBytes {
 			srv.stats.refused.Add(1)

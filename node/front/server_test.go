@@ -141,6 +141,18 @@ func TestBufferBudget(t *testing.T) {
 	until(t, "the bytes are given back", func() bool { return s.Stats().Buffered == 0 })
 }
 
+// TestArgumentsAreCharged: arguments take more memory than they have bytes, and
+// the budget counts that.
+func TestArgumentsAreCharged(t *testing.T) {
+	s, addr := serve(t, Config{MaxBufferedBytes: 8 << 20}, newCluster(t, 1, 1).node("n1"))
+	c := dial(t, addr)
+	go io.WriteString(c.nc, "*1000000\r\n"+strings.Repeat("$0\r\n\r\n", 300_000)) // under 2 MiB
+	if got := c.read(); got != "-ERR this node holds too many bytes of unfinished requests" {
+		t.Errorf("got %q", got)
+	}
+	until(t, "the bytes are given back", func() bool { return s.Stats().Buffered == 0 })
+}
+
 // TestNeverReads: who sends and never reads is cut off, and its commands do not
 // pile up.
 func TestNeverReads(t *testing.T) {
@@ -155,6 +167,26 @@ func TestNeverReads(t *testing.T) {
 		}
 	}
 	until(t, "the connection is cut", func() bool { return s.Stats().Clients == 0 })
+}
+
+// TestWritesNeedNoReplyRoom: while others' replies take all the room there is,
+// reads wait for it in vain, and writes go on.
+func TestWritesNeedNoReplyRoom(t *testing.T) {
+	cl := newCluster(t, 1, 1)
+	s, addr := serve(t, Config{CommandTimeout: 300 * time.Millisecond}, cl.node("n1"))
+	if err := s.replies.Acquire(t.Context(), s.cfg.MaxReplyBytes); err != nil {
+		t.Fatal(err)
+	}
+	defer s.replies.Release(s.cfg.MaxReplyBytes)
+	reader, writer := dial(t, addr), dial(t, addr)
+	reader.send("GET k")
+	until(t, "the GET is in", func() bool { return s.Stats().Commands == 1 })
+	if got := writer.one("SET k 1"); got != "+OK" {
+		t.Errorf("SET: %s", got)
+	}
+	if got := reader.read(); !strings.HasPrefix(got, "-TRYAGAIN") {
+		t.Errorf("GET: %s", got)
+	}
 }
 
 // TestShutdown: what is in flight is answered, who is idle is closed, a job's

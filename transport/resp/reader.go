@@ -143,6 +143,15 @@ func (r *Reader) ReadPipeline(dst []Command) ([]Command, error) {
 // Buffered returns how many bytes have arrived that no returned command covers.
 func (r *Reader) Buffered() int { return r.end - r.begin }
 
+// Arguments returns how many arguments of the unfinished command have arrived.
+// Each costs memory beside its bytes, which may be none.
+func (r *Reader) Arguments() int {
+	if r.want == 0 {
+		return 0
+	}
+	return len(r.spans)
+}
+
 // Partial says whether ReadPipeline, called now, would first look at bytes that
 // it holds already. Between calls, and inside the source's Read, it means that a
 // command has begun and not ended: the moment to start the clock on a slow client.

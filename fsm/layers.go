@@ -1,0 +1,300 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+	"runtime/debug"
+	"unsafe"
+
+	"github.com/tidwall/btree"
+	bolt "go.etcd.io/bbolt"
+)
+
+// layers are the state, seen from above: what was applied since the last
+// checkpoint began (active), what that checkpoint is writing (frozen, or nil), and
+// the file. What a layer holds hides what lies below it.
+//
+// A checkpoint that has committed and not yet been told of changes nothing here:
+// the file then holds what frozen says, too.
+type layers struct {
+	active, frozen *layer
+	file           *fileLayer
+}
+
+// layer is one of those in memory.
+type layer struct {
+	trees [treeCount]*btree.Map[string, row]
+	// bytes is about what the layer costs in memory.
+	bytes int64
+}
+
+// rowCost is what a row takes beside its key and its value: the row, the
+// key's header, and the room that is free in a node of the tree.
+const rowCost = 120
+
+// treeDegree: small nodes, for a node is copied when it is written after
+// somebody took a copy of the tree.
+const treeDegree = 16
+
+func newLayer() *layer {
+	l := &layer{}
+	for i := range l.trees {
+		l.trees[i] = btree.NewMap[string, row](treeDegree)
+	}
+	return l
+}
+
+// copy is cheap: the copies share what neither changes afterwards.
+func (l *layer) copy() *layer {
+	c := &layer{bytes: l.bytes}
+	for i := range l.trees {
+		c.trees[i] = l.trees[i].Copy()
+	}
+	return c
+}
+
+// rows is how many rows the layer holds.
+func (l *layer) rows() (n int) {
+	for _, t := range l.trees {
+		n += t.Len()
+	}
+	return n
+}
+
+func (l *layers) frozenBytes() int64 {
+	if l.frozen == nil {
+		return 0
+	}
+	return l.frozen.bytes
+}
+
+// asString is for looking up: the string must not outlive b's bytes.
+func asString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// asBytes is for reading.
+func asBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// get returns the row of a key. If there is none, its below still tells whether a dead
+// row is needed to keep it so.
+func (l *layers) get(tree int, key []byte) (row, bool) {
+	k := asString(key)
+	if r, ok := l.active.trees[tree].Get(k); ok {
+		return r, !r.dead
+	}
+	if l.frozen != nil {
+		if r, ok := l.frozen.trees[tree].Get(k); ok {
+			r.below = true
+			return r, !r.dead
+		}
+	}
+	return l.file.get(tree, key)
+}
+
+// put sets a row, with copies of key and value; old is what get returned for the key.
+func (l *layers) put(tree int, key, value []byte, deadline int64, changed uint64, old row) {
+	// One piece of memory for both: they come and go together.
+	buf := make([]byte, len(key)+len(value))
+	copy(buf, key)
+	copy(buf[len(key):], value)
+	r := row{value: buf[len(key):], deadline: deadline, changed: changed, below: old.below}
+	if was, ok := l.active.trees[tree].Set(asString(buf[:len(key)]), r); ok {
+		l.active.bytes += int64(len(value) - len(was.value))
+	} else {
+		l.active.bytes += int64(len(key) + len(value) + rowCost)
+	}
+}
+
+// remove takes a key out; old is what get returned for it.
+func (l *layers) remove(tree int, key []byte, old row) {
+	t := l.active.trees[tree]
+	if !old.below {
+		if was, ok := t.Delete(asString(key)); ok {
+			l.active.bytes -= int64(len(key) + len(was.value) + rowCost)
+		}
+		return
+	}
+	if was, ok := t.Set(string(key), row{dead: true, below: true}); ok {
+		l.active.bytes -= int64(len(was.value))
+	} else {
+		l.active.bytes += int64(len(key) + rowCost)
+	}
+}
+
+// fileLayer is the state file as of one transaction. Several goroutines may
+// read it at once: bbolt's reading transactions keep nothing of what was read.
+type fileLayer struct {
+	path  string
+	tx    *bolt.Tx
+	trees [treeCount]*bolt.Bucket
+}
+
+func openFileLayer(gen *generation) (f *fileLayer, err error) {
+	tx, err := gen.db.Begin(false)
+	if err != nil {
+		return nil, fmt.Errorf("read state %s: %w", gen.path, err)
+	}
+	f = &fileLayer{path: gen.path, tx: tx}
+	defer func() {
+		if err != nil {
+			_ = tx.Rollback() // or the file cannot be closed
+		}
+	}()
+	defer damageIsError(gen.path, &err)()
+	for i, name := range treeBuckets {
+		if f.trees[i] = tx.Bucket(name); f.trees[i] == nil {
+			return nil, &CorruptError{Path: gen.path, Reason: fmt.Sprintf("no bucket %q", name)}
+		}
+	}
+	return f, nil
+}
+
+func (f *fileLayer) close() { _ = f.tx.Rollback() } // it only ever fails for a closed transaction
+
+// get reads and checks a row. Damage panics with a *CorruptError: see FSM.guard.
+func (f *fileLayer) get(tree int, key []byte) (r row, found bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			panic(asDamage(f.path, p))
+		}
+	}()
+	v := f.trees[tree].Get(key)
+	if v == nil {
+		return row{}, false
+	}
+	return f.decode(tree, key, v), true
+}
+
+func (f *fileLayer) decode(tree int, key, v []byte) row {
+	r, err := decodeRow(tree, key, v)
+	if err != nil {
+		panic(&CorruptError{Path: f.path, Reason: err.Error()})
+	}
+	return r
+}
+
+// asDamage is what bbolt does with a damaged file, which is to panic or to
+// fault, as an error.
+func asDamage(path string, p any) *CorruptError {
+	if c, ok := p.(*CorruptError); ok {
+		return c
+	}
+	return &CorruptError{Path: path, Reason: fmt.Sprint(p)}
+}
+
+// cursor walks one tree through all layers, in order of the keys. Whoever uses
+// one begins with: defer c.guard()().
+type cursor struct {
+	tree int
+	file *fileLayer
+	mem  [2]memCursor // active, frozen
+	b    *bolt.Cursor
+	// What b stands at; k is nil at its end.
+	k, v []byte
+	// inFile: bbolt is at work, and a panic is its.
+	inFile bool
+}
+
+type memCursor struct {
+	it  btree.MapIter[string, row]
+	any bool // the tree has rows
+	ok  bool // it stands at one
+}
+
+// cursor returns a cursor to be sought.
+func (l *layers) cursor(tree int) *cursor {
+	c := &cursor{tree: tree, file: l.file, b: l.file.trees[tree].Cursor()}
+	for i, m := range []*layer{l.active, l.frozen} {
+		if m != nil && m.trees[tree].Len() > 0 {
+			c.mem[i] = memCursor{it: m.trees[tree].Iter(), any: true}
+		}
+	}
+	return c
+}
+
+// walk visits the rows of a tree whose keys begin with prefix, until fn says false.
+func (l *layers) walk(tree int, prefix []byte, fn func(key []byte, r row) bool) {
+	c := l.cursor(tree)
+	defer c.guard()()
+	c.seek(prefix)
+	for k, r, ok := c.next(); ok && bytes.HasPrefix(k, prefix) && fn(k, r); k, r, ok = c.next() {
+	}
+}
+
+// guard makes a panic or a fault in the file one with a *CorruptError. Other
+// panics, of a scan's callback for one, are not touched.
+func (c *cursor) guard() func() {
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			if c.inFile {
+				panic(asDamage(c.file.path, p))
+			}
+			panic(p)
+		}
+	}
+}
+
+// seek goes to the first key at or after one.
+func (c *cursor) seek(key []byte) {
+	for i := range c.mem {
+		if m := &c.mem[i]; m.any {
+			m.ok = m.it.Seek(asString(key))
+		}
+	}
+	c.inFile = true
+	c.k, c.v = c.b.Seek(key)
+	c.inFile = false
+}
+
+// next returns the row that the cursor stands at and goes on. The key and
+// the value are good for as long as the layers are.
+func (c *cursor) next() (key []byte, r row, ok bool) {
+	for {
+		at := -1 // which of mem has the smallest key, the upper one if both have
+		for i := range c.mem {
+			if c.mem[i].ok && (at < 0 || c.mem[i].it.Key() < c.mem[at].it.Key()) {
+				at = i
+			}
+		}
+		if at < 0 {
+			if c.k == nil {
+				return nil, row{}, false
+			}
+			return c.nextOfFile()
+		}
+		k := c.mem[at].it.Key()
+		key, r = asBytes(k), c.mem[at].it.Value()
+		if c.k != nil {
+			switch d := bytes.Compare(c.k, key); {
+			case d < 0:
+				return c.nextOfFile()
+			case d == 0:
+				c.step()
+			}
+		}
+		for i := range c.mem {
+			if m := &c.mem[i]; m.ok && m.it.Key() == k {
+				m.ok = m.it.Next()
+			}
+		}
+		if !r.dead {
+			r.below = true // as far as the cursor's user can tell
+			return key, r, true
+		}
+	}
+}
+
+func (c *cursor) nextOfFile() ([]byte, row, bool) {
+	key, r := c.k, c.file.decode(c.tree, c.k, c.v)
+	c.step()
+	return key, r, true
+}
+
+func (c *cursor) step() {
+	c.inFile = true
+	c.k, c.v = c.b.Next()
+	c.inFile = false
+}
