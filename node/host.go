@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -79,25 +80,37 @@ func (n *Node) runReconcile(ctx context.Context) error {
 	}
 }
 
-// openReplicas opens each replica that the map places here and that is not open yet.
+// openReplicas opens each replica that belongs here and is not open yet.
 func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
 	for _, sh := range m.Shards {
-		for _, r := range sh.Replicas {
-			if r.Node != n.cfg.ID || n.host.get(sh.ID) != nil {
-				continue
-			}
-			if ctx.Err() != nil { // Close waits for us, to close what is open
-				return nil
-			}
-			st, err := n.openReplica(m, sh, r)
-			if err != nil {
-				return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
-			}
-			n.host.put(st)
-			n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
+		r, here := n.replicaHere(sh)
+		if !here || n.host.get(sh.ID) != nil {
+			continue
 		}
+		if ctx.Err() != nil { // Close waits for us, to close what is open
+			return nil
+		}
+		st, err := n.openReplica(m, sh, r)
+		if err != nil {
+			return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
+		}
+		n.host.put(st)
+		n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
 	}
 	return nil
+}
+
+// replicaHere is this node's replica of a shard: the one that the map places here, or
+// before it one that the map has taken out and that was not dropped yet. Its group may
+// still count it as a voter, and have no majority without it.
+func (n *Node) replicaHere(sh sharding.Shard) (sharding.Replica, bool) {
+	placed, here := sh.On(n.cfg.ID)
+	for _, id := range n.dir.replicas(sh.ID) {
+		if id != placed.ID {
+			return sharding.Replica{ID: id, Node: n.cfg.ID}, true
+		}
+	}
+	return placed, here
 }
 
 func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica) (*store.Store, error) {
@@ -148,12 +161,9 @@ func (n *Node) dropReplicas(ctx context.Context) (dropped bool) {
 		// Out of the host first, so that nobody finds a closed store.
 		n.host.remove(st)
 		ctx, cancel := context.WithTimeout(ctx, dropTimeout)
-		err := st.Close(ctx)
+		err := errors.Join(st.Close(ctx), n.dir.removeReplica(s.Shard, s.Replica))
 		cancel()
-		if err == nil {
-			err = n.dir.removeReplica(s.Shard, s.Replica)
-		}
-		if err != nil { // its files stay; its id never comes back
+		if err != nil { // files may be left; its id never comes back
 			n.log.Warn("drop replica", "shard", s.Shard, "replica", s.Replica, "err", err)
 		}
 		n.log.Info("replica dropped", "shard", s.Shard, "replica", s.Replica)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -159,6 +160,16 @@ func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (str
 		}
 	}
 	return dir, d.update(func(id *ident) { id.Replicas = append(slices.Clip(id.Replicas), key) })
+}
+
+// replicas lists the replicas of a shard that were opened here and not removed.
+func (d *dataDir) replicas(shard sharding.ShardID) (ids []sharding.ReplicaID) {
+	for _, key := range d.ident().Replicas {
+		if id, ok := strings.CutPrefix(key, replicaKey(shard, "")); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // removeReplica forgets a replica that was taken out, and deletes its files.

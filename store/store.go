@@ -47,8 +47,10 @@ type Config struct {
 	WrapLog func(raft.LogStore) raft.LogStore
 	// WrapStable wraps the file of the term and the vote, likewise.
 	WrapStable func(raft.StableStore) raft.StableStore
-	// InitialMmapSize is the address space of the state file: see fsm.Config.
+	// InitialMmapSize, CheckpointBytes and OnCheckpoint are of the state: see fsm.Config.
 	InitialMmapSize int
+	CheckpointBytes int64
+	OnCheckpoint    func()
 	// Log; default: none.
 	Log *slog.Logger
 }
@@ -241,6 +243,7 @@ func (s *Store) open() error {
 	}
 	s.fsm, err = fsm.Open(stateDir, fsm.Config{
 		Log: s.log, Wanted: s.wanted.has, OnRecord: s.cfg.OnRecord, InitialMmapSize: s.cfg.InitialMmapSize,
+		CheckpointBytes: s.cfg.CheckpointBytes, OnCheckpoint: s.cfg.OnCheckpoint,
 	})
 	if err != nil {
 		return err

@@ -123,6 +123,7 @@ func (m *member) start() error {
 	cfg.Log = slog.New(c.journal)
 	cfg.TuneStore = func(sc *store.Config) {
 		sc.Timing, sc.Snapshots, sc.InitialMmapSize = timing, c.opt.Snapshots, mmapBytes
+		sc.CheckpointBytes, sc.OnCheckpoint = c.opt.CheckpointBytes, l.disk.wait
 		sc.WrapLog, sc.WrapStable = l.disk.wrapLog(sc.Shard, sc.Replica), l.disk.wrapStable
 	}
 	if cfg.Bootstrap = m.first; !m.first {

@@ -12,10 +12,8 @@ import (
 )
 
 // disk is how slow a node's disk is. It delays the log and the votes of all its
-// replicas, before and after each write, where no lock of a library is held: a
+// replicas, before and after each write, and checkpoints before, where no lock of a library is held: a
 // crash in the second half finds what was written and not yet answered.
-//
-// State files are not delayed: bbolt would hold a lock meanwhile.
 type disk struct {
 	c    *cluster
 	dead func() bool

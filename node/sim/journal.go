@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 )
 
@@ -19,13 +20,31 @@ const journalLines = 4000
 type journalState struct {
 	mu     sync.Mutex
 	counts map[string]int
-	ring   [journalLines]line
-	next   int
+	// What matters is kept longer than what Raft tells of each election.
+	info, debug ring
 }
 
 type line struct {
 	r    slog.Record
 	with []slog.Attr
+}
+
+// ring is the last lines.
+type ring struct {
+	lines [journalLines]line
+	next  int
+}
+
+func (r *ring) add(l line) {
+	r.lines[r.next%journalLines] = l
+	r.next++
+}
+
+func (r *ring) list() (list []line) {
+	for i := max(0, r.next-journalLines); i < r.next; i++ {
+		list = append(list, r.lines[i%journalLines])
+	}
+	return list
 }
 
 // The messages that are counted.
@@ -45,8 +64,11 @@ func (j *journal) Handle(_ context.Context, r slog.Record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.counts[r.Message]++
-	j.ring[j.next%journalLines] = line{r.Clone(), j.with}
-	j.next++
+	if l := (line{r.Clone(), j.with}); r.Level >= slog.LevelInfo {
+		j.info.add(l)
+	} else {
+		j.debug.add(l)
+	}
 	return nil
 }
 
@@ -68,8 +90,9 @@ func (j *journal) text() []byte {
 	defer j.mu.Unlock()
 	var b bytes.Buffer
 	h := slog.NewTextHandler(&b, &slog.HandlerOptions{Level: slog.LevelDebug})
-	for i := max(0, j.next-journalLines); i < j.next; i++ {
-		l := j.ring[i%journalLines]
+	lines := append(j.info.list(), j.debug.list()...)
+	slices.SortStableFunc(lines, func(a, b line) int { return a.r.Time.Compare(b.r.Time) })
+	for _, l := range lines {
 		if err := h.WithAttrs(l.with).Handle(context.Background(), l.r); err != nil {
 			panic(err) // a buffer takes everything
 		}

@@ -20,7 +20,10 @@ type Options struct {
 	Think   time.Duration
 	// Snapshots says when logs are cut. Default: every 40 entries, with 16 left.
 	Snapshots store.Snapshots
-	Faults    Faults
+	// CheckpointBytes gather in memory before a state is written beside a snapshot.
+	// Default: 1 to 16 KiB.
+	CheckpointBytes int64
+	Faults          Faults
 }
 
 // Faults are the mean times between two faults of a kind; negative: never.
@@ -52,6 +55,7 @@ func orDefault[T comparable](v *T, d T) {
 func (o Options) withDefaults(seed uint64) Options {
 	rng := newRand(seed, "options")
 	nodes, shards, all := 3+rng.IntN(3), 4+rng.IntN(3), rng.IntN(3) == 0
+	orDefault(&o.CheckpointBytes, 1<<(10+rng.IntN(5)))
 	orDefault(&o.Nodes, nodes)
 	orDefault(&o.Shards, shards)
 	if o.Replicas == 0 {
