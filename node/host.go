@@ -160,7 +160,8 @@ func (n *Node) dropReplicas(ctx context.Context) (dropped bool) {
 		}
 		// Out of the host first, so that nobody finds a closed store.
 		n.host.remove(st)
-		ctx, cancel := context.WithTimeout(ctx, dropTimeout)
+		// Also if the node stops meanwhile: nobody else would close it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
 		err := errors.Join(st.Close(ctx), n.dir.removeReplica(s.Shard, s.Replica))
 		cancel()
 		if err != nil { // files may be left; its id never comes back
@@ -176,7 +177,7 @@ const (
 	// dropEvery is how often to look for replicas that were taken out.
 	dropEvery = time.Second
 	// dropTimeout bounds the closing of one.
-	dropTimeout = 10 * time.Second
+	dropTimeout = 5 * time.Second
 	// memberEvery is how often a leader compares its members with the map.
 	memberEvery = 250 * time.Millisecond
 	// transferEvery damps leader balancing: a shard's leadership moves at most this often.

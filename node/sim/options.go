@@ -21,7 +21,7 @@ type Options struct {
 	// Snapshots says when logs are cut. Default: every 40 entries, with 16 left.
 	Snapshots store.Snapshots
 	// CheckpointBytes gather in memory before a state is written beside a snapshot.
-	// Default: 1 to 16 KiB.
+	// Default: 256 bytes to 16 KiB.
 	CheckpointBytes int64
 	Faults          Faults
 }
@@ -55,7 +55,7 @@ func orDefault[T comparable](v *T, d T) {
 func (o Options) withDefaults(seed uint64) Options {
 	rng := newRand(seed, "options")
 	nodes, shards, all := 3+rng.IntN(3), 4+rng.IntN(3), rng.IntN(3) == 0
-	orDefault(&o.CheckpointBytes, 1<<(10+rng.IntN(5)))
+	orDefault(&o.CheckpointBytes, 1<<(8+rng.IntN(7)))
 	orDefault(&o.Nodes, nodes)
 	orDefault(&o.Shards, shards)
 	if o.Replicas == 0 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/planted"
+	"github.com/abacusdb/abacus/store"
 )
 
 // plantedLimit is how long the simulation may take to find a planted bug.
@@ -24,8 +25,9 @@ func TestPlanted(t *testing.T) {
 		bug planted.Bug
 		opt Options // chosen for the bug
 	}{
-		{planted.AckBeforeCommit, Options{Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
-		{planted.DropAppliedSkip, Options{}},
+		{planted.AckBeforeCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
+		// A restart then finds many entries after the snapshot that the state has already.
+		{planted.DropAppliedSkip, Options{Duration: 15 * time.Second, CheckpointBytes: 512, Snapshots: store.Snapshots{Entries: 300}}},
 		{planted.LogNotMonotonic, Options{}},
 		{planted.EarlyCompaction, Options{}},
 	} {

@@ -73,7 +73,7 @@ func Run(t *testing.T, seed uint64, opt Options, dir, failures string) (Report, 
 	options, _ := json.MarshalIndent(opt, "", "  ") // plain fields
 	f.save("options.json", options)
 	f.save("failure.txt", fmt.Appendf(nil, "seed %d, %d nodes, %d shards, %d replicas each\n%s\n\n%s\n", seed, opt.Nodes, opt.Shards, opt.Replicas, what, s.report))
-	f.save("log.txt", s.journal)
+	f.save("log.txt", s.text())
 	return s.report, fmt.Errorf("seed %d: %s\nhistory, options and logs: %s\nagain: ABACUS_SIM_SEED=%d ABACUS_SIM_OPTIONS=%s go test ./node/sim -run '^TestSeed$' -v -count=20",
 		seed, what, f.dir, seed, filepath.Join(f.dir, "options.json"))
 }
@@ -112,7 +112,7 @@ type scenario struct {
 	dir     string
 	loads   []workload
 	report  Report
-	journal []byte
+	text    func() []byte // the nodes' log
 	err     error
 }
 
@@ -151,9 +151,7 @@ func (s *scenario) bubble() {
 	r.Simulated = time.Since(began)
 	swallowed := c.net.Swallowed()
 	r.Cut, r.Lost = swallowed.Cut, swallowed.Lost
-	if s.err != nil {
-		s.journal = c.journal.text()
-	}
+	s.text = c.journal.text
 }
 
 // finish reads everything back from a healed cluster and compares its replicas.
