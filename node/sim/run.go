@@ -107,13 +107,13 @@ func bubble(t *testing.T, f func()) (left string) {
 
 // scenario is one run, and after its bubble what came out of it.
 type scenario struct {
-	opt     Options
-	seed    uint64
-	dir     string
-	loads   []workload
-	report  Report
-	text    func() []byte // the nodes' log
-	err     error
+	opt    Options
+	seed   uint64
+	dir    string
+	loads  []workload
+	report Report
+	text   func() []byte // the nodes' log
+	err    error
 }
 
 // bubble is what happens in virtual time.
