@@ -48,6 +48,9 @@ var rules = []rule{
 		"the RESP front end works on an interface, so that it is tested without a cluster"},
 	{"node", []string{"fsm", "fsm/command", "store", "sharding", "transport", "transport/resp", "compute", "compute/job", "node/front", "client"}, []string{"*"},
 		"the one place that knows both Raft and compute"},
+	{"node/sim", []string{"node", "store", "fsm/command", "sharding", "transport", "transport/transporttest"},
+		[]string{"github.com/anishathalye/porcupine", "github.com/hashicorp/raft", "golang.org/x/sys/unix"},
+		"it runs whole nodes from outside, as a client and as their network and disk; no program links it"},
 	{"bench", []string{"client", "compute/job", "sharding"}, []string{"github.com/HdrHistogram/hdrhistogram-go"}, "a load program sees what a client sees"},
 	{"chaos/disk", nil, nil, "cuts the power of a file system, and knows nothing of who writes to it"},
 	{"chaos", []string{"chaos/disk", "chaos/proc", "chaos/load", "client", "compute/job", "sharding", "transport/resp"}, nil,
@@ -62,9 +65,10 @@ var restricted = map[string]struct {
 	only []string
 	why  string
 }{
-	"github.com/hashicorp/raft":           {[]string{"fsm", "store"}, "one place starts Raft; fsm needs its Log and FSM types"},
+	"github.com/hashicorp/raft":           {[]string{"fsm", "store", "node/sim"}, "one place starts Raft; fsm needs its Log and FSM types, the simulation's slow disk its stores"},
 	"github.com/hashicorp/raft-boltdb/v2": {[]string{"store"}, "the log's choice is the replica's"},
 	"go.etcd.io/bbolt":                    {[]string{"fsm", "store"}, "state is reached through views"},
+	"github.com/anishathalye/porcupine":   {[]string{"node/sim"}, "judging histories is for tests"},
 	"github.com/redis/go-redis/v9":        {nil, "others' clients are for tests: they show that ours is not needed"},
 	"github.com/redis/rueidis":            {nil, "others' clients are for tests: they show that ours is not needed"},
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
 )
 
 // Config says who a node is, where it keeps its data and where it listens.
@@ -40,6 +42,14 @@ type Config struct {
 	// Join lists peer addresses of members, any of which lets this node in.
 	// Ignored once the data directory belongs to a cluster.
 	Join []string
+
+	// Transport, if it is set, carries the calls between nodes in place of PeerAddr,
+	// and the node listens nowhere: it is reached through Exec. Its address is its
+	// id. Open takes it over. It is for simulations, in which there are no sockets.
+	Transport transport.Transport
+	// TuneStore, if it is set, may change how each replica is opened: other time-outs,
+	// a slow disk. For simulations.
+	TuneStore func(*store.Config)
 
 	// CommandTimeout bounds the time to answer one client command (default 3s).
 	// A write that has no answer by then is reported as UNCERTAIN.
@@ -85,6 +95,35 @@ func (c *Config) Validate() error {
 	if c.DataDir == "" {
 		fault("--data-dir is empty: name a directory for this node's data")
 	}
+	if c.Transport == nil {
+		c.validateAddrs(fault)
+	}
+	if c.Bootstrap && len(c.Join) > 0 {
+		fault("--bootstrap and --join exclude each other: the first node of a cluster bootstraps, the others join it")
+	}
+	if c.Shards < 1 || c.Shards > 256 {
+		fault("--shards %d: want 1 to 256", c.Shards)
+	}
+	if c.Replicas < 1 || c.Replicas > 9 {
+		fault("--replicas %d: want 1 to 9", c.Replicas)
+	}
+	if c.CommandTimeout < 10*time.Millisecond || c.CommandTimeout > 5*time.Minute {
+		fault("--command-timeout %s: want 10ms to 5m", c.CommandTimeout)
+	}
+	if c.MaxClients < 1 {
+		fault("--max-clients %d: want at least 1", c.MaxClients)
+	}
+	if c.MaxCommandBytes < 2<<20 || c.MaxCommandBytes > 64<<20 { // it must fit a log entry and a frame between nodes
+		fault("--max-command-bytes %d: want 2 MiB to 64 MiB (2097152 to 67108864)", c.MaxCommandBytes)
+	}
+	if c.StopTimeout < 100*time.Millisecond || c.StopTimeout > 10*time.Minute {
+		fault("--stop-timeout %s: want 100ms to 10m", c.StopTimeout)
+	}
+	return errors.Join(faults...)
+}
+
+// validateAddrs checks what is listened on, told to others and dialled.
+func (c *Config) validateAddrs(fault func(format string, args ...any)) {
 	seen := map[string]string{}
 	for _, a := range []struct{ flag, addr, advertise string }{
 		{"--client-addr", c.ClientAddr, c.Advertise.Client}, {"--cluster-addr", c.ClusterAddr, c.Advertise.Cluster},
@@ -117,33 +156,11 @@ func (c *Config) Validate() error {
 			fault("%s %q: want host:port", a.flag, a.addr)
 		}
 	}
-	if c.Bootstrap && len(c.Join) > 0 {
-		fault("--bootstrap and --join exclude each other: the first node of a cluster bootstraps, the others join it")
-	}
-	if c.Shards < 1 || c.Shards > 256 {
-		fault("--shards %d: want 1 to 256", c.Shards)
-	}
-	if c.Replicas < 1 || c.Replicas > 9 {
-		fault("--replicas %d: want 1 to 9", c.Replicas)
-	}
 	for _, j := range c.Join {
 		if _, _, err := net.SplitHostPort(j); err != nil {
 			fault("--join %q: want host:port of a member's peer address", j)
 		}
 	}
-	if c.CommandTimeout < 10*time.Millisecond || c.CommandTimeout > 5*time.Minute {
-		fault("--command-timeout %s: want 10ms to 5m", c.CommandTimeout)
-	}
-	if c.MaxClients < 1 {
-		fault("--max-clients %d: want at least 1", c.MaxClients)
-	}
-	if c.MaxCommandBytes < 2<<20 || c.MaxCommandBytes > 64<<20 { // it must fit a log entry and a frame between nodes
-		fault("--max-command-bytes %d: want 2 MiB to 64 MiB (2097152 to 67108864)", c.MaxCommandBytes)
-	}
-	if c.StopTimeout < 100*time.Millisecond || c.StopTimeout > 10*time.Minute {
-		fault("--stop-timeout %s: want 100ms to 10m", c.StopTimeout)
-	}
-	return errors.Join(faults...)
 }
 
 // isLoopback says whether host can only be reached from this machine.
@@ -155,14 +172,20 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// listenAddrs in the order: peer, client, cluster, HTTP.
+// listenAddrs in the order: peer, client, cluster, HTTP; none with a Transport.
 func (c *Config) listenAddrs() []string {
+	if c.Transport != nil {
+		return nil
+	}
 	return []string{c.PeerAddr, c.ClientAddr, c.ClusterAddr, c.HTTPAddr}
 }
 
 // advertised are the addresses that others are told, given those listened on
 // (which differ from the configured ones where a port is 0).
 func (c *Config) advertised(listening []net.Listener) sharding.Addrs {
+	if c.Transport != nil {
+		return sharding.Addrs{Peer: c.ID}
+	}
 	said := []string{c.Advertise.Peer, c.Advertise.Client, c.Advertise.Cluster, c.Advertise.HTTP}
 	for i, l := range listening {
 		if said[i] == "" {

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -47,13 +48,26 @@ func (h *host) put(s *store.Store) {
 	h.mu.Unlock()
 }
 
+func (h *host) remove(s *store.Store) {
+	h.mu.Lock()
+	delete(h.stores, s.Shard())
+	h.mu.Unlock()
+}
+
 // runReconcile makes what this node holds agree with the newest map: it caches
-// the map and opens the replicas that were placed here.
+// the map, opens the replicas that were placed here and drops those taken out.
 func (n *Node) runReconcile(ctx context.Context) error {
+	tick := time.NewTicker(dropEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+			if n.dropReplicas(ctx) {
+				n.noteMapChanged() // another replica of the same shard may wait for its place
+			}
+			continue
 		case <-n.mapChanged:
 		}
 		m := n.Router().Map()
@@ -66,25 +80,37 @@ func (n *Node) runReconcile(ctx context.Context) error {
 	}
 }
 
-// openReplicas opens each replica that the map places here and that is not open yet.
+// openReplicas opens each replica that belongs here and is not open yet.
 func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
 	for _, sh := range m.Shards {
-		for _, r := range sh.Replicas {
-			if r.Node != n.cfg.ID || n.host.get(sh.ID) != nil {
-				continue
-			}
-			if ctx.Err() != nil { // Close waits for us, to close what is open
-				return nil
-			}
-			st, err := n.openReplica(m, sh, r)
-			if err != nil {
-				return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
-			}
-			n.host.put(st)
-			n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
+		r, here := n.replicaHere(sh)
+		if !here || n.host.get(sh.ID) != nil {
+			continue
 		}
+		if ctx.Err() != nil { // Close waits for us, to close what is open
+			return nil
+		}
+		st, err := n.openReplica(m, sh, r)
+		if err != nil {
+			return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
+		}
+		n.host.put(st)
+		n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
 	}
 	return nil
+}
+
+// replicaHere is this node's replica of a shard: the one that the map places here, or
+// before it one that the map has taken out and that was not dropped yet. Its group may
+// still count it as a voter, and have no majority without it.
+func (n *Node) replicaHere(sh sharding.Shard) (sharding.Replica, bool) {
+	placed, here := sh.On(n.cfg.ID)
+	for _, id := range n.dir.replicas(sh.ID) {
+		if id != placed.ID {
+			return sharding.Replica{ID: id, Node: n.cfg.ID}, true
+		}
+	}
+	return placed, here
 }
 
 func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica) (*store.Store, error) {
@@ -108,6 +134,9 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
 		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
 	}
+	if n.cfg.TuneStore != nil {
+		n.cfg.TuneStore(&cfg)
+	}
 	return store.Open(cfg)
 }
 
@@ -119,7 +148,36 @@ func initSlots(in []sharding.SlotRange) []command.SlotRange {
 	return out
 }
 
+// dropReplicas closes and deletes the replicas that the map has taken out, once
+// their leaders say that they are no members any more: until then a majority may
+// need them.
+func (n *Node) dropReplicas(ctx context.Context) (dropped bool) {
+	m := n.Router().Map()
+	for _, st := range n.host.all() {
+		s := st.Status()
+		if !m.Removed(s.Shard, s.Replica) || !n.peers.sayRemoved(s) {
+			continue
+		}
+		// Out of the host first, so that nobody finds a closed store.
+		n.host.remove(st)
+		// Also if the node stops meanwhile: nobody else would close it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
+		err := errors.Join(st.Close(ctx), n.dir.removeReplica(s.Shard, s.Replica))
+		cancel()
+		if err != nil { // files may be left; its id never comes back
+			n.log.Warn("drop replica", "shard", s.Shard, "replica", s.Replica, "err", err)
+		}
+		n.log.Info("replica dropped", "shard", s.Shard, "replica", s.Replica)
+		dropped = true
+	}
+	return dropped
+}
+
 const (
+	// dropEvery is how often to look for replicas that were taken out.
+	dropEvery = time.Second
+	// dropTimeout bounds the closing of one.
+	dropTimeout = 5 * time.Second
 	// memberEvery is how often a leader compares its members with the map.
 	memberEvery = 250 * time.Millisecond
 	// transferEvery damps leader balancing: a shard's leadership moves at most this often.
@@ -231,9 +289,11 @@ func (n *Node) waitHosted(ctx context.Context, shard sharding.ShardID) *store.St
 }
 
 // stepMembers takes the next step that brings a shard's Raft members nearer to
-// the map, if there is one: add a learner, or make one that caught up a voter.
+// the map, if there is one: add a learner, make one that caught up a voter, or
+// take out a member that the map has taken out.
 func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, err error) {
-	sh, ok := n.Router().Map().Shard(st.Shard())
+	m := n.Router().Map()
+	sh, ok := m.Shard(st.Shard())
 	if !ok {
 		return false, nil
 	}
@@ -243,6 +303,8 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 	for _, want := range sh.Replicas {
 		i := slices.IndexFunc(members, func(m store.Member) bool { return m.Replica == want.ID })
 		switch {
+		case i < 0 && slices.ContainsFunc(members, func(m store.Member) bool { return m.Node == want.Node }):
+			// Its predecessor on that node has to go first: Raft takes no two members of one address.
 		case i < 0:
 			n.log.Info("adding learner", "shard", sh.ID, "replica", want.ID)
 			return true, st.AddLearner(ctx, want.ID, want.Node)
@@ -251,6 +313,22 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 			return true, st.Promote(ctx, want.ID, want.Node)
 		case !members[i].Voter:
 			changed = true // not done yet: leaders stay where they are
+		}
+	}
+	for _, has := range members {
+		switch {
+		case !m.Removed(sh.ID, has.Replica):
+		case changed && !slices.ContainsFunc(sh.Replicas, func(r sharding.Replica) bool { return r.Node == has.Node }):
+			// Whoever replaces it has no vote yet.
+		case has.Node == n.cfg.ID && has.Replica == st.Status().Replica:
+			// A leader does not take itself out: the next one does.
+			if to, ok := n.successor(st); ok {
+				n.log.Info("handing leadership over to be taken out", "shard", sh.ID, "to", to)
+				return true, st.TransferLeadership(ctx, to)
+			}
+		default:
+			n.log.Info("removing member", "shard", sh.ID, "replica", has.Replica)
+			return true, st.Remove(ctx, has.Replica)
 		}
 	}
 	return changed, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -159,6 +160,32 @@ func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (str
 		}
 	}
 	return dir, d.update(func(id *ident) { id.Replicas = append(slices.Clip(id.Replicas), key) })
+}
+
+// replicas lists the replicas of a shard that were opened here and not removed.
+func (d *dataDir) replicas(shard sharding.ShardID) (ids []sharding.ReplicaID) {
+	for _, key := range d.ident().Replicas {
+		if id, ok := strings.CutPrefix(key, replicaKey(shard, "")); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// removeReplica forgets a replica that was taken out, and deletes its files.
+func (d *dataDir) removeReplica(shard sharding.ShardID, id sharding.ReplicaID) error {
+	key := replicaKey(shard, id)
+	// Forgotten first: a directory that is remembered and gone would stop the next start.
+	err := d.update(func(id *ident) {
+		id.Replicas = slices.DeleteFunc(slices.Clone(id.Replicas), func(r string) bool { return r == key })
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(d.file(key)); err != nil {
+		return fmt.Errorf("remove replica directory: %w", err)
+	}
+	return nil
 }
 
 // saveMap caches the shard map, so that the node finds its peers after all of

@@ -382,6 +382,11 @@ func (n *Node) offerMap(m sharding.Map) {
 		}
 	}
 	n.log.Info("shard map", "epoch", m.Epoch, "nodes", len(m.Nodes))
+	n.noteMapChanged()
+}
+
+// noteMapChanged wakes runReconcile.
+func (n *Node) noteMapChanged() {
 	select {
 	case n.mapChanged <- struct{}{}:
 	default: // a notice is waiting already

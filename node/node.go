@@ -44,7 +44,7 @@ type Node struct {
 
 	dir       *dataDir
 	router    atomic.Pointer[sharding.Router]
-	transport *transport.TCP
+	transport transport.Transport
 	net       *store.Net
 	host      *host
 	stays     stays
@@ -103,23 +103,27 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	// Peers are called by node id; the map says where they are now.
-	n.transport, err = transport.Listen(transport.Config{Self: cfg.ID, Listener: listeners[0], ClusterID: func() string { return n.dir.ident().ClusterID },
-		Resolve: n.resolve, Log: n.log})
-	if err != nil {
-		closeAll(listeners)
-		n.dir.close()
-		return nil, err
+	takeCalls := func() {}
+	if n.transport = cfg.Transport; n.transport == nil {
+		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: listeners[0], ClusterID: func() string { return n.dir.ident().ClusterID },
+			Resolve: n.resolve, Log: n.log})
+		if err != nil {
+			closeAll(listeners)
+			n.dir.close()
+			return nil, err
+		}
+		n.transport, takeCalls = tcp, tcp.Start
 	}
 	defer func() {
 		if err != nil {
-			closeAll(listeners[1:]) // those not handed to a server yet; closing twice is harmless
+			closeAll(listeners) // closing those twice that were handed to a server is harmless
 			n.Close()
 		}
 	}()
 	n.net = store.NewNet(n.transport, n.log)
 	n.handle()
 	// Peers may call from here on: a joiner has to answer the leader's probe.
-	n.transport.Start()
+	takeCalls()
 
 	known := n.dir.ident().ClusterID != ""
 	if err := n.enter(ctx); err != nil {
@@ -137,6 +141,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	if known {
 		n.run(n.runAnnounce)
+	}
+	if len(listeners) == 0 {
+		return n, nil
 	}
 	// Clients last, when there is something to serve.
 	for i, mode := range []front.Mode{front.ModeForward, front.ModeCluster} {
@@ -272,6 +279,10 @@ func (n *Node) Router() *sharding.Router { return n.router.Load() }
 
 // Addrs are this node's advertised addresses.
 func (n *Node) Addrs() sharding.Addrs { return n.addrs }
+
+// Replica returns this node's replica of a shard, nil if it has none: for
+// simulations, which compare states and move leaderships.
+func (n *Node) Replica(shard sharding.ShardID) *store.Store { return n.host.get(shard) }
 
 // self is this node as the map knows it.
 func (n *Node) self() sharding.Node {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -308,6 +309,95 @@ func TestJoinTwice(t *testing.T) {
 	raw, _ := encodeWire(req)
 	if _, err := n1.handleJoin(t.Context(), "", raw); transport.CodeOf(err) != transport.CodeRefused {
 		t.Fatalf("an id of another directory: %v", err)
+	}
+}
+
+// A replica that is taken out of the map leaves its group and its node, also if the
+// node restarts before that is done; put back, it has another id.
+func TestReplaceReplica(t *testing.T) {
+	nodes, cfgs := three(t)
+	put(t, nodes[0], "key", "value")
+	change := func(edit func(sh *sharding.Shard, epoch uint64)) {
+		t.Helper()
+		until(t, "change the map", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			for _, n := range nodes {
+				st := n.Replica(metaShard)
+				if st == nil || !st.IsLeader() {
+					continue
+				}
+				m, rev, err := n.readMap(ctx, st)
+				if err != nil {
+					return err
+				}
+				next := m.Clone()
+				next.Epoch++
+				edit(&next.Shards[1], next.Epoch)
+				return n.writeMap(ctx, st, m, next, rev)
+			}
+			return fmt.Errorf("shard 0 has no leader")
+		})
+	}
+	// Down while it is taken out, so that it comes back as a voter of its group.
+	if err := nodes[2].Close(); err != nil {
+		t.Fatal(err)
+	}
+	change(func(sh *sharding.Shard, _ uint64) {
+		sh.Replicas = slices.DeleteFunc(sh.Replicas, func(r sharding.Replica) bool { return r.Node == "n3" })
+	})
+	nodes[2] = open(t, cfgs[2])
+	until(t, "the replica is dropped", func() error {
+		if st := nodes[2].Replica(1); st != nil {
+			return fmt.Errorf("replica %s is open", st.Status().Replica)
+		}
+		if ids := nodes[2].dir.replicas(1); len(ids) > 0 {
+			return fmt.Errorf("replicas %v are remembered", ids)
+		}
+		if left, _ := filepath.Glob(filepath.Join(cfgs[2].DataDir, "shard-1", "*")); len(left) > 0 {
+			return fmt.Errorf("%v is left", left)
+		}
+		return nil
+	})
+	var id string
+	change(func(sh *sharding.Shard, epoch uint64) {
+		id = fmt.Sprintf("n3.%d", epoch)
+		sh.Replicas = append(sh.Replicas, sharding.Replica{ID: id, Node: "n3"})
+	})
+	untilHealthy(t, nodes...)
+	if got := nodes[2].Replica(1).Status().Replica; got != id {
+		t.Errorf("replica %s is open, want %s", got, id)
+	}
+	if got := get(t, nodes[2], "key"); got != "value" {
+		t.Errorf("key = %q", got)
+	}
+}
+
+// What a restarting node must open again: a replica that the map has taken out and
+// that its group may still need.
+func TestReplicaHere(t *testing.T) {
+	d := &dataDir{id: ident{Replicas: []string{"shard-1/n1.1", "shard-11/n1.1", "shard-2/n1.2", "shard-3/n1.1"}}}
+	n := &Node{cfg: Config{ID: "n1"}, dir: d}
+	on := func(ids ...string) (list []sharding.Replica) {
+		for _, id := range ids {
+			node, _, _ := strings.Cut(id, ".")
+			list = append(list, sharding.Replica{ID: id, Node: node})
+		}
+		return list
+	}
+	for _, c := range []struct {
+		sh   sharding.Shard
+		want string
+	}{
+		{sharding.Shard{ID: 1, Replicas: on("n1.1", "n2.2")}, "n1.1"},
+		{sharding.Shard{ID: 2, Replicas: on("n2.2")}, "n1.2"},         // taken out, not dropped
+		{sharding.Shard{ID: 3, Replicas: on("n2.2", "n1.9")}, "n1.1"}, // before its successor
+		{sharding.Shard{ID: 4, Replicas: on("n2.2", "n1.9")}, "n1.9"},
+		{sharding.Shard{ID: 5, Replicas: on("n2.2")}, ""},
+	} {
+		if r, ok := n.replicaHere(c.sh); r.ID != c.want || ok != (c.want != "") {
+			t.Errorf("shard %d: %q, %v, want %q", c.sh.ID, r.ID, ok, c.want)
+		}
 	}
 }
 

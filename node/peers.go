@@ -53,6 +53,9 @@ type replicaStatus struct {
 	Voter bool `json:"voter,omitempty"`
 	// Members is the Raft configuration, told by the leader only.
 	Members []store.Member `json:"members,omitempty"`
+	// Committed are the replicas of the newest committed configuration, told by the
+	// leader only. Members may still be taken back.
+	Committed []sharding.ReplicaID `json:"committed,omitempty"`
 }
 
 // peers is the table of what the others said last.
@@ -102,6 +105,23 @@ func (p *peers) claim(shard sharding.ShardID) (leader sharding.NodeID, term uint
 		}
 	}
 	return leader, term
+}
+
+// sayRemoved says whether the living peer that leads the replica's shard, in a term
+// not older than the replica's own, has its removal committed. Before that the
+// leader may be deposed, and the next one need the replica for its majority.
+func (p *peers) sayRemoved(s store.Status) bool {
+	leader, term := p.claim(s.Shard)
+	if leader == "" || term < s.Term {
+		return false
+	}
+	said, _ := p.get(leader)
+	for _, r := range said.Replicas {
+		if r.Shard == s.Shard && r.Leads && r.Term == term {
+			return len(r.Committed) > 0 && !slices.Contains(r.Committed, s.Replica)
+		}
+	}
+	return false
 }
 
 // start claims the right to ask a peer; one exchange at a time each.
@@ -233,7 +253,7 @@ func describe(st *store.Store) replicaStatus {
 		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads {
-		r.Members = s.Members
+		r.Members, r.Committed = s.Members, st.Committed()
 	}
 	return r
 }

@@ -333,6 +333,18 @@ func placedAt(r Replica) (epoch uint64, ok bool) {
 	return epoch, err == nil && replicaID(r.Node, epoch) == r.ID
 }
 
+// Removed says whether a replica was in the shard and was taken out. A map older
+// than the replica cannot know, and says no.
+func (m Map) Removed(shard ShardID, id ReplicaID) bool {
+	s, ok := m.Shard(shard)
+	if !ok || slices.ContainsFunc(s.Replicas, func(r Replica) bool { return r.ID == id }) {
+		return false
+	}
+	node := id[:max(strings.LastIndexByte(id, '.'), 0)]
+	epoch, ok := placedAt(Replica{ID: id, Node: node})
+	return ok && epoch <= m.Epoch
+}
+
 func truncate(s string) string {
 	if len(s) > 80 {
 		return s[:80] + "…"

@@ -205,6 +205,23 @@ func removeEverywhere(m *Map, id NodeID) {
 	}
 }
 
+// A map knows which replicas were taken out, if it is as new as they are.
+func TestRemoved(t *testing.T) {
+	m, err := NewMap("c", Node{ID: "n1", Instance: "i"}, 2, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Epoch = 5
+	for id, want := range map[ReplicaID]bool{"n1.1": false, "n1.2": true, "n.2.5": true, "n1.6": false, "n1": false, ".": false, "": false, "n1.x": false} {
+		if got := m.Removed(1, id); got != want {
+			t.Errorf("%q: %v, want %v", id, got, want)
+		}
+	}
+	if m.Removed(9, "n1.2") {
+		t.Error("a shard that is not there has lost a replica")
+	}
+}
+
 func TestEncodeRoundTrip(t *testing.T) {
 	for _, m := range []Map{cluster(t, 1, 1, 1), cluster(t, 5, 8, 3), cluster(t, 3, MaxShards, 3)} {
 		got, err := DecodeMap(m.Encode())

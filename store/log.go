@@ -91,7 +91,7 @@ func newLogStore(inner raft.LogStore, log *slog.Logger) *logStore {
 // IsMonotonic makes raft delete the whole old log when it installs a snapshot.
 // Otherwise entries that were never committed survive below the snapshot and
 // are sent to others as if they had been (hazard R5).
-func (l *logStore) IsMonotonic() bool { return true }
+func (l *logStore) IsMonotonic() bool { return !planted.Is(planted.LogNotMonotonic) }
 
 func (l *logStore) FirstIndex() (uint64, error) { return l.inner.FirstIndex() }
 func (l *logStore) LastIndex() (uint64, error)  { return l.inner.LastIndex() }

@@ -55,6 +55,16 @@ type Member struct {
 	Match uint64
 }
 
+// Committed lists the replicas of the newest configuration that is committed and
+// applied here, which may be older than Status's. What a ready leader's list lacks was
+// taken out for good: no majority will need it.
+func (s *Store) Committed() (replicas []string) {
+	for _, srv := range s.machine.conf.Load().servers {
+		replicas = append(replicas, string(srv.ID))
+	}
+	return replicas
+}
+
 // Shard is the shard that this is a replica of.
 func (s *Store) Shard() uint32 { return s.cfg.Shard }
 

@@ -45,8 +45,12 @@ type Config struct {
 	Snapshots Snapshots
 	// WrapLog wraps the log's file, so that a test can make it slow or fail.
 	WrapLog func(raft.LogStore) raft.LogStore
-	// InitialMmapSize is the address space of the state file: see fsm.Config.
+	// WrapStable wraps the file of the term and the vote, likewise.
+	WrapStable func(raft.StableStore) raft.StableStore
+	// InitialMmapSize, CheckpointBytes and OnCheckpoint are of the state: see fsm.Config.
 	InitialMmapSize int
+	CheckpointBytes int64
+	OnCheckpoint    func()
 	// Log; default: none.
 	Log *slog.Logger
 }
@@ -217,7 +221,11 @@ func (s *Store) open() error {
 		logs = s.cfg.WrapLog(logs)
 	}
 	s.logs = newLogStore(logs, s.log)
-	if s.stable, err = newStableStore(s.db); err != nil {
+	var stable raft.StableStore = s.db
+	if s.cfg.WrapStable != nil {
+		stable = s.cfg.WrapStable(stable)
+	}
+	if s.stable, err = newStableStore(stable); err != nil {
 		return err
 	}
 	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.log); err != nil {
@@ -235,6 +243,7 @@ func (s *Store) open() error {
 	}
 	s.fsm, err = fsm.Open(stateDir, fsm.Config{
 		Log: s.log, Wanted: s.wanted.has, OnRecord: s.cfg.OnRecord, InitialMmapSize: s.cfg.InitialMmapSize,
+		CheckpointBytes: s.cfg.CheckpointBytes, OnCheckpoint: s.cfg.OnCheckpoint,
 	})
 	if err != nil {
 		return err

@@ -49,7 +49,7 @@ func (n *Network) deliver(c *call) {
 	if c.ctx.Err() != nil {
 		return // a request whose caller gave up is never dispatched
 	}
-	if n.lost(c.origin.id, c.to) {
+	if n.swallow(c.origin.id, c.to) {
 		c.finishLater(c.to)
 		return
 	}
@@ -146,7 +146,7 @@ func (nd *node) answer(c *call, resp []byte, err error) {
 		resp = bytes.Clone(resp)
 	}
 	arrive := func() {
-		if !nd.net.lost(nd.id, caller) {
+		if !nd.net.swallow(nd.id, caller) {
 			c.finish(resp, err)
 			return
 		}

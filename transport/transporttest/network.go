@@ -15,6 +15,7 @@
 package transporttest
 
 import (
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -32,18 +33,31 @@ type Network struct {
 	cut      map[direction]bool
 	isolated map[string]bool
 	delays   map[direction]time.Duration
+	jitters  map[direction]time.Duration
+	losses   map[direction]float64
+	rng      *rand.Rand // of jitters and losses
+	swallows Swallowed
 }
 
-// direction is one way of a link; an empty end means any node, in delays.
+// Swallowed counts requests and answers that did not arrive.
+type Swallowed struct {
+	Cut  uint64 // over a cut link or to or from an isolated node
+	Lost uint64 // by chance, see Lose
+}
+
+// direction is one way of a link; an empty end means any node, in delays, jitters and losses.
 type direction struct{ from, to string }
 
-// NewNetwork returns a network without nodes, cuts or delays.
+// NewNetwork returns a network without nodes, cuts, delays or losses.
 func NewNetwork() *Network {
 	return &Network{
 		nodes:    make(map[string]*node),
 		cut:      make(map[direction]bool),
 		isolated: make(map[string]bool),
 		delays:   make(map[direction]time.Duration),
+		jitters:  make(map[direction]time.Duration),
+		losses:   make(map[direction]float64),
+		rng:      rand.New(rand.NewPCG(1, 1)),
 	}
 }
 
@@ -128,28 +142,86 @@ func (n *Network) Delay(from, to string, d time.Duration) {
 	n.delays[direction{from, to}] = d
 }
 
-// lost says whether what from sends does not reach to.
-func (n *Network) lost(from, to string) bool {
-	if from == to {
-		return false
-	}
+// Jitter adds a random time below most to each delay from one node to another. It
+// goes by the same rules as Delay.
+func (n *Network) Jitter(from, to string, most time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.isolated[from] || n.isolated[to] || n.cut[direction{from, to}]
+	n.jitters[direction{from, to}] = most
+}
+
+// Lose swallows each request and answer from one node to another with
+// probability p, by the same rules as Delay. Streams are left alone: a
+// connection hides losses, or breaks.
+func (n *Network) Lose(from, to string, p float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.losses[direction{from, to}] = p
+}
+
+// Seed begins the random numbers of Jitter and Lose anew.
+func (n *Network) Seed(seed uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rng = rand.New(rand.NewPCG(seed, 1))
+}
+
+// Swallowed tells what has not arrived so far: a test whose cut swallowed
+// nothing has shown nothing.
+func (n *Network) Swallowed() Swallowed {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.swallows
+}
+
+// lost says whether what from sends does not reach to.
+func (n *Network) lost(from, to string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.severed(from, to)
+}
+
+// severed is lost for who holds mu.
+func (n *Network) severed(from, to string) bool {
+	return from != to && (n.isolated[from] || n.isolated[to] || n.cut[direction{from, to}])
+}
+
+// swallow says whether one request or answer is lost, and counts it.
+func (n *Network) swallow(from, to string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.severed(from, to) {
+		n.swallows.Cut++
+		return true
+	}
+	if p := setting(n.losses, from, to); p > 0 && n.rng.Float64() < p {
+		n.swallows.Lost++
+		return true
+	}
+	return false
 }
 
 func (n *Network) delay(from, to string) time.Duration {
-	if from == to {
-		return 0
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, d := range []direction{{from, to}, {from, ""}, {"", to}, {"", ""}} {
-		if t, ok := n.delays[d]; ok {
-			return t
+	d := setting(n.delays, from, to)
+	if j := setting(n.jitters, from, to); j > 0 {
+		d += time.Duration(n.rng.Int64N(int64(j)))
+	}
+	return d
+}
+
+// setting is the most exact one that there is. A node's calls to itself have none.
+func setting[T any](settings map[direction]T, from, to string) (v T) {
+	if from == to || len(settings) == 0 {
+		return v
+	}
+	for _, d := range [...]direction{{from, to}, {from, ""}, {"", to}, {"", ""}} {
+		if v, ok := settings[d]; ok {
+			return v
 		}
 	}
-	return 0
+	return v
 }
 
 // node returns the open node with an id, or nil.

@@ -169,6 +169,44 @@ func TestDelay(t *testing.T) {
 	})
 }
 
+// Losses take single requests and answers, about as many as was said, and only
+// where they were set; jitter stays below its bound.
+func TestLoseAndJitter(t *testing.T) {
+	bubble(t, func(t *testing.T, n *transporttest.Network, a, b, c transport.Transport) {
+		n.Seed(7)
+		n.Lose("a", "b", 0.3)
+		n.Jitter("", "", 10*time.Millisecond)
+		const calls = 1000
+		lost := 0
+		for range calls {
+			d, err := took(a, "b", time.Second)
+			if err != nil {
+				wantCode(t, err, transport.CodeLinkLost)
+				lost++
+			} else if d >= 20*time.Millisecond {
+				t.Fatalf("there and back took %s", d)
+			}
+			if _, err := took(c, "b", time.Second); err != nil {
+				t.Fatalf("another link: %v", err)
+			}
+		}
+		if lost < calls/5 || lost > calls*2/5 {
+			t.Errorf("lost %d of %d, want about 30%%", lost, calls)
+		}
+		if got := n.Swallowed(); got.Lost != uint64(lost) || got.Cut != 0 {
+			t.Errorf("counted %+v, want %d lost", got, lost)
+		}
+		n.Lose("a", "b", 0)
+		n.Cut("a", "b")
+		if _, err := took(a, "b", time.Second); err == nil {
+			t.Error("a cut link carries")
+		}
+		if got := n.Swallowed(); got.Cut != 1 {
+			t.Errorf("counted %+v, want 1 cut", got)
+		}
+	})
+}
+
 // A stream whose link is cut in the middle fails at both ends.
 func TestCutStream(t *testing.T) {
 	bubble(t, func(t *testing.T, n *transporttest.Network, a, b, _ transport.Transport) {

@@ -1,0 +1,69 @@
+//go:build planted
+
+package sim
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/abacusdb/abacus/fsm/planted"
+	"github.com/abacusdb/abacus/store"
+)
+
+// plantedLimit is how long the simulation may take to find a planted bug.
+const plantedLimit = 30 * time.Second
+
+// TestPlanted shows that the simulation finds bugs: each of these is planted, and must be
+// found in time. And it finds none where none is planted.
+func TestPlanted(t *testing.T) {
+	for _, c := range []struct {
+		bug planted.Bug
+		opt Options // chosen for the bug
+	}{
+		{planted.AckBeforeCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
+		// A restart then finds many entries after the snapshot that the state has already.
+		{planted.DropAppliedSkip, Options{Duration: 15 * time.Second, CheckpointBytes: 512, Snapshots: store.Snapshots{Entries: 300}}},
+		{planted.LogNotMonotonic, Options{}},
+		{planted.EarlyCompaction, Options{}},
+	} {
+		t.Run(string(c.bug), func(t *testing.T) {
+			options := filepath.Join(t.TempDir(), "options.json")
+			raw, err := json.Marshal(c.opt)
+			if err == nil {
+				err = os.WriteFile(options, raw, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("ABACUS_SIM_DIR", t.TempDir()) // what is found here is no news
+			ctx, cancel := context.WithTimeout(t.Context(), plantedLimit)
+			defer cancel()
+			began := time.Now()
+			var sum Report
+			for seed := uint64(1); ; seed++ {
+				r, _, err := scenarioProcess(ctx, seed, options, string(c.bug))
+				if ctx.Err() != nil {
+					t.Fatalf("not found in %v: %s", plantedLimit, sum)
+				}
+				if err != nil {
+					first, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
+					t.Logf("found after %v, in scenario %d: %s", time.Since(began).Round(10*time.Millisecond), seed, first)
+					return
+				}
+				sum.Add(r)
+			}
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		for seed := uint64(1); seed <= 3; seed++ {
+			if r, _, err := scenarioProcess(t.Context(), seed, "", ""); err != nil {
+				t.Errorf("%v\n%s", err, r)
+			}
+		}
+	})
+}
