@@ -301,18 +301,20 @@ func (s *stableStore) SetUint64(key []byte, v uint64) error {
 }
 
 func (s *stableStore) setTerm(v uint64) error {
-	now := s.term.Load()
-	if v == now {
+	// Before the lock: the fast path holds it for reading, and sets the term we have.
+	if v == s.term.Load() {
 		return nil
 	}
-	if v < now {
+	s.rising.Lock()
+	defer s.rising.Unlock()
+	if now := s.term.Load(); v < now {
 		// Elections are only safe, and reads only fresh, if this never happens.
 		err := fmt.Errorf("raft stable store: term falls from %d to %d", now, v)
 		s.fatal(err)
 		return err
+	} else if v == now {
+		return nil
 	}
-	s.rising.Lock()
-	defer s.rising.Unlock()
 	if err := s.inner.SetUint64([]byte(keyCurrentTerm), v); err != nil {
 		s.fatal(fmt.Errorf("raft stable store: set term %d: %w", v, err))
 		return err
