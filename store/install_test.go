@@ -258,6 +258,12 @@ func TestStaleInstall(t *testing.T) {
 	if resp, err := send(); err == nil && resp.Success {
 		t.Error("an install of an old term succeeded")
 	}
+	// A replication that outlived its leadership sends a snapshot of a term above its own.
+	req.Term++
+	req.LastLogIndex, req.LastLogTerm = before.Applied+100, req.Term+1
+	if _, err := send(); transport.CodeOf(err) != transport.CodeRefused {
+		t.Errorf("a snapshot of a later term than its sender's: %v", err)
+	}
 	after := f.store.Status()
 	if after.Applied < before.Applied || after.LastIndex < before.LastIndex || f.store.snaps.latest() != nil {
 		t.Errorf("rolled back from %+v to %+v", before, after)

@@ -377,6 +377,12 @@ func (p *peers) dispatch(ctx context.Context, cmd any, body io.Reader) (any, err
 // install receives a snapshot. Raft reads it on its main loop, so the body comes
 // through a pipe that stop can break, whatever the link is doing.
 func (p *peers) install(ctx context.Context, req *raft.InstallSnapshotRequest, body io.Reader) (*raft.InstallSnapshotResponse, error) {
+	if req.LastLogTerm > req.Term {
+		// A replication of raft's outlives its leadership and then sends, in its old term,
+		// the newest snapshot that there is. Installed, it would be of a term that we never
+		// stored, and look at the next start as if our votes were lost (ErrLogLost).
+		return nil, transport.Errorf(transport.CodeRefused, "snapshot of term %d from a leader of term %d", req.LastLogTerm, req.Term)
+	}
 	select {
 	case p.exclusive <- struct{}{}:
 		defer func() { <-p.exclusive }()

@@ -262,6 +262,12 @@ const mapRecord = "map"
 // the rest. A node that gets a replica back gets one with another id.
 func (n *nemesis) members(rng *rand.Rand) {
 	l, st := n.c.leader(0)
+	for range 20 {
+		if st != nil || !n.sleep(100*time.Millisecond) {
+			break
+		}
+		l, st = n.c.leader(0)
+	}
 	if st == nil {
 		return
 	}

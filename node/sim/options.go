@@ -142,7 +142,6 @@ func (o Options) floors(r Report) error {
 	}
 	want("crashes", r.Crashes, o.Faults.Crash, 0.3)
 	want("cuts", r.Cuts, o.Faults.Cut, 0.15)
-	want("member changes", r.Members, o.Faults.Members, 0.1)
 	want("answered commands", r.OK, o.Think/time.Duration(o.Clients), 0.1)
 	if all := r.OK + r.Failed + r.Uncertain; r.OK*10 < all*3 {
 		faults = append(faults, fmt.Sprintf("%d of %d commands answered, want 30%%", r.OK, all))
