@@ -225,6 +225,33 @@ func TestNoGhostsAfterInstall(t *testing.T) {
 	c.want("ghost", "")
 }
 
+// Entries of a term above their sender's come from a replication that outlived
+// its leadership. They are refused: once appended, the log would be of a term that
+// this replica never stored, and its next start would look as if its votes were lost.
+func TestEntriesOfALaterTerm(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.converge()
+	l, f := c.waitLeader(), c.followers()[0]
+	before := f.store.Status()
+	send := func(entryTerm uint64) error {
+		req := &raft.AppendEntriesRequest{
+			RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte(l.replica), Addr: []byte(l.replica + "\x00" + l.id)},
+			Term:      before.Term, PrevLogEntry: before.LastIndex, PrevLogTerm: before.Term,
+			Entries: []*raft.Log{{Index: before.LastIndex + 1, Term: entryTerm, Type: raft.LogNoop}},
+		}
+		return l.store.inst.Load().peers.AppendEntries(raft.ServerID(f.replica), raft.ServerAddress(f.id), req, new(raft.AppendEntriesResponse))
+	}
+	if err := send(before.Term + 2); transport.CodeOf(err) != transport.CodeRefused {
+		t.Errorf("entries of term %d from a leader of term %d: %v", before.Term+2, before.Term, err)
+	}
+	if last := f.store.Status().LastIndex; last != before.LastIndex {
+		t.Errorf("the log went from %d to %d", before.LastIndex, last)
+	}
+	if err := send(before.Term); err != nil {
+		t.Errorf("entries of the sender's own term: %v", err)
+	}
+}
+
 // An install that this replica had before, or that comes late, is acknowledged
 // and changes nothing (hazard R23).
 func TestStaleInstall(t *testing.T) {

@@ -118,6 +118,10 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 		reply(nil, badFrame(err))
 		return
 	}
+	if last := lastTerm(req); last > req.Term {
+		reply(nil, transport.Errorf(transport.CodeRefused, "entries of term %d from a leader of term %d", last, req.Term))
+		return
+	}
 	queue := p.appends
 	if isHeartbeat(req) {
 		if resp, ok := p.fastHeartbeat(req); ok {
@@ -132,6 +136,18 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 	default:
 		reply(nil, transport.Errorf(transport.CodeBusy, "shard %d replica %s is behind with its log", to.shard, to.replica))
 	}
+}
+
+// lastTerm is the latest term of the entries that a request is about. Above the
+// request's own term it comes from a replication of raft's that outlived its
+// leadership and goes on sending, in its old term, what its log has got from later
+// leaders. Appended, these entries would be of a term that we never stored, and look at the
+// next start as if our votes were lost (ErrLogLost).
+func lastTerm(req *raft.AppendEntriesRequest) uint64 {
+	if n := len(req.Entries); n > 0 {
+		return req.Entries[n-1].Term
+	}
+	return req.PrevLogTerm
 }
 
 func (n *Net) onVote(ctx context.Context, _ string, frame []byte) ([]byte, error) {
