@@ -32,7 +32,7 @@ func TestStartWithAMillionKeys(t *testing.T) {
 	}
 	empty := median(5, clean)
 
-	write(t, c, "k/", keys)
+	writeKeys(t, c, "k/", keys)
 	full := median(5, clean)
 
 	killed := median(3, func() time.Duration {
@@ -60,8 +60,8 @@ func TestStartWithAMillionKeys(t *testing.T) {
 	}
 }
 
-// write puts keys prefix0 to prefixN-1, many at a time.
-func write(t *testing.T, c *proc.Cluster, prefix string, n int) {
+// writeKeys puts keys prefix0 to prefixN-1, many at a time.
+func writeKeys(t *testing.T, c *proc.Cluster, prefix string, n int) {
 	t.Helper()
 	cl := open(t, c)
 	const batch = 5000
