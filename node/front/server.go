@@ -250,6 +250,8 @@ type conn struct {
 	created time.Time
 	// readOnly: the client sent READONLY and takes reads from any replica.
 	readOnly bool
+	// tx is what MULTI and WATCH have begun, nil if there is none.
+	tx *transaction
 	// quit: the connection ends after the replies written so far.
 	quit bool
 
@@ -293,6 +295,7 @@ func (c *conn) serve() {
 			break
 		}
 	}
+	c.endTx()
 	c.in.release()
 }
 
