@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
@@ -160,13 +161,24 @@ func notDone(c command.Code) bool {
 // made by the shard of the key, whose first write then needs no more; without a key, by one
 // led here, or whose leader is known.
 func (n *Node) OpenSession(ctx context.Context, key []byte) (id uint64, err error) {
-	shard := sharding.NoShard
 	if len(key) > 0 {
-		_, shard = n.Router().Locate(key)
+		if _, shard := n.Router().Locate(key); shard != sharding.NoShard && n.leaderOf(shard) != "" {
+			soon, cancel := context.WithTimeout(ctx, openHere)
+			id, err := n.openSession(soon, shard)
+			cancel()
+			if err == nil {
+				return id, nil
+			}
+		}
 	}
-	if shard == sharding.NoShard {
-		shard = n.openingShard()
-	}
+	return n.openSession(ctx, n.openingShard())
+}
+
+// openHere is how long the shard that is asked for first is tried: a session of any other does as
+// well, and a client's writes to all shards wait for it.
+const openHere = 500 * time.Millisecond
+
+func (n *Node) openSession(ctx context.Context, shard sharding.ShardID) (id uint64, err error) {
 	if shard == sharding.NoShard {
 		return 0, transport.Errorf(transport.CodeUnavailable, "there is no shard yet")
 	}
