@@ -48,7 +48,7 @@ type Cmd struct {
 	Args [][]byte
 	// Repeatable says that to run this command twice is as good as once, so it
 	// may be sent again when its fate is unknown. Commands on keys may be anyhow: those that
-	// write are numbered, and carried out once.
+	// write are numbered, and carried out once, as long as the cluster knows their session.
 	Repeatable bool
 }
 

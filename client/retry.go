@@ -279,7 +279,7 @@ func (p *call) settle(c *Client) bool {
 			return p.repeat(c)
 		case server.Code == "SESSIONEXPIRED" && p.num.s != nil:
 			c.numbers.drop(p.num.s)
-			if p.unsure { // the answer to an earlier attempt is lost for ever
+			if p.unsure && !p.plan.repeatable { // the answer to an earlier attempt is lost for ever
 				p.out.Err = p.failure(ErrUncertain)
 				return false
 			}
