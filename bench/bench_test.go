@@ -255,7 +255,7 @@ func TestValidateNamesEveryFault(t *testing.T) {
 // The real client against a cluster in memory, faults included.
 func TestCluster(t *testing.T) {
 	c := clienttest.New(t, 2)
-	cl, err := client.Open(client.Config{Addrs: c.Addrs(), Conns: 2})
+	cl, err := client.Open(client.Config{Addrs: c.Addrs(), Conns: 2, Timeout: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,6 @@ func (t Cluster) Do(ctx context.Context, ops []Op, errs []error) {
 		case Incr:
 			cmds[i] = client.Command("INCR", op.Key)
 		default:
-			// Not Repeatable: a load generator reports what is uncertain.
 			cmds[i] = client.Cmd{Args: [][]byte{[]byte("SET"), []byte(op.Key), op.Value}}
 		}
 	}

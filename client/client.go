@@ -113,6 +113,9 @@ type Client struct {
 
 	spread atomic.Uint32 // numbers conns and private lanes
 
+	numbers numbers // of writes
+	stats   stats
+
 	mu     sync.Mutex
 	links  map[linkKey]*link
 	closed bool

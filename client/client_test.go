@@ -234,6 +234,9 @@ func TestPendingBytesAreBounded(t *testing.T) {
 		cfg.MaxPendingBytes, cfg.NoRouting = 1000, true
 		cfg.Stall = 10 * time.Second
 	})
+	if err := cl.Put(t.Context(), "k", nil); err != nil { // opens the session
+		t.Fatal(err)
+	}
 	c.Hook(func(*clienttest.Request) clienttest.Fate { return clienttest.Hang })
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -243,7 +246,7 @@ func TestPendingBytesAreBounded(t *testing.T) {
 			t.Errorf("first: %v", err)
 		}
 	})
-	eventually(t, "the first to be sent", func() bool { return c.Count("SET") == 1 })
+	eventually(t, "the first to be sent", func() bool { return c.Count("SET") == 2 })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := cl.Put(ctx, "second", nil); !errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrUncertain) {

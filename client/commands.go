@@ -10,6 +10,8 @@ import (
 type spec struct {
 	first, last, step int  // key positions as in COMMAND INFO; first 0: no key
 	read              bool // changes nothing, so it may be sent again
+	idem              bool // a number and another command, or OPEN and a key
+	shared            bool // about the state of one connection, which all callers share: refused
 	wide              bool // about the whole cluster, or slow: goes to a client address, beside the keyed traffic
 }
 
@@ -29,11 +31,15 @@ var specs = map[string]spec{
 	"APPEND": oneKey, "INCR": oneKey, "DECR": oneKey, "INCRBY": oneKey, "DECRBY": oneKey, "INCRBYFLOAT": oneKey,
 	"EXPIRE": oneKey, "PEXPIRE": oneKey, "EXPIREAT": oneKey, "PEXPIREAT": oneKey, "PERSIST": oneKey,
 	"DEL": allKeys, "UNLINK": allKeys,
+	"IDEM": {first: 2, last: 2, step: 1, idem: true},
 	"MSET": {first: 1, last: -1, step: 2}, "MSETNX": {first: 1, last: -1, step: 2},
 
 	"PING": readWide, "ECHO": readWide, "INFO": readWide, "TIME": readWide, "COMMAND": readWide, "CLUSTER": readWide,
 	"DBSIZE": readWide, "SCAN": readWide, "RANDOMKEY": readWide,
 	"ABACUS.STATUS": readWide, "JOB.STATUS": readWide, "JOB.RESULT": readWide, "JOB.LIST": readWide,
+	"MULTI": {shared: true}, "EXEC": {shared: true}, "DISCARD": {shared: true}, "WATCH": {shared: true}, "UNWATCH": {shared: true},
+	"RESET": {shared: true}, "QUIT": {shared: true}, "HELLO": {shared: true}, "SELECT": {shared: true},
+
 	"JOB.CANCEL": {wide: true}, "JOB.SUBMIT": {wide: true},
 }
 
@@ -41,7 +47,8 @@ var specs = map[string]spec{
 type Cmd struct {
 	Args [][]byte
 	// Repeatable says that to run this command twice is as good as once, so it
-	// may be sent again when its fate is unknown. Reads are repeatable anyhow.
+	// may be sent again when its fate is unknown. Commands on keys may be anyhow: those that
+	// write are numbered, and carried out once, as long as the cluster knows their session.
 	Repeatable bool
 }
 
@@ -69,6 +76,10 @@ type plan struct {
 	wide       bool
 	read       bool
 	repeatable bool
+	shared     bool
+	// weight is how many numbers the command takes; 0: it is not numbered.
+	weight uint64
+	key    []byte // of a numbered one
 }
 
 // planOf looks at a command's keys. Keys of several slots go to a client
@@ -79,7 +90,15 @@ func planOf(c Cmd) plan {
 		return p
 	}
 	s, ok := lookup(c.Args[0])
-	if !ok {
+	switch {
+	case !ok:
+		return p
+	case s.shared:
+		p.shared = true
+		return p
+	case s.idem && len(c.Args) > 3: // the caller has numbered it
+		p = planOf(Cmd{Args: c.Args[3:]})
+		p.repeatable, p.weight = true, 0
 		return p
 	}
 	p.wide, p.read, p.repeatable = s.wide, s.read, s.read || c.Repeatable
@@ -96,6 +115,12 @@ func planOf(c Cmd) plan {
 		if sharding.SlotOf(c.Args[i]) != p.slot {
 			p.keyed = false
 			break
+		}
+	}
+	if !s.read && !s.idem {
+		p.key, p.weight = c.Args[s.first], 1
+		if !p.keyed {
+			p.weight = weigh(c, s, last)
 		}
 	}
 	return p

@@ -14,10 +14,12 @@
 // executed? An answer of MOVED, TRYAGAIN or CLUSTERDOWN, a refused connection, a
 // command that never left this process: certainly not, so it is sent again. A
 // connection that broke after the command left, an answer that did not come in
-// time, an answer of UNCERTAIN: nobody knows. Then a read is sent again, and a
-// write fails with ErrUncertain, for an INCR that is sent twice may count
-// twice. A caller whose write may run twice (SET of a known value) says so with
-// Cmd.Repeatable.
+// time, an answer of UNCERTAIN: nobody knows. Then a read is sent again, and so is a
+// write on keys, for it is numbered (session.go): the shards carry out a number of a
+// session once, and answer it alike however often it comes. What has no number (JOB.CANCEL, a
+// command that the client does not know) fails with ErrUncertain, unless the caller
+// says with Cmd.Repeatable that it may run twice. ErrUncertain is left to a write when its
+// deadline passes, or when the cluster has forgotten its session between two attempts.
 //
 // Who owns what: a Client owns a route table (routes.go, an immutable value
 // swapped whole), and a link per address (link.go) that dials when needed. A

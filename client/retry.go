@@ -3,9 +3,12 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"github.com/abacusdb/abacus/fsm/planted"
 )
 
 // call is a command on its way through the retry loop.
@@ -19,6 +22,9 @@ type call struct {
 	attempts int
 	last     error // what the last attempt met
 	unsure   bool  // an earlier attempt of it may have been executed
+
+	num        number // of a write
+	renumbered int    // how often its session had expired
 }
 
 var errEmptyCommand = errors.New("empty command")
@@ -33,6 +39,16 @@ const (
 // private names a lane of its own for wide commands, 0 is the common one.
 func (c *Client) run(ctx context.Context, cmds []Cmd, private int) []Result {
 	results := make([]Result, len(cmds))
+	for from := 0; from < len(cmds); {
+		to := piece(cmds, from)
+		c.runPiece(ctx, cmds[from:to], results[from:to], private)
+		from = to
+	}
+	return results
+}
+
+// runPiece is run for as many commands as can be numbered at once.
+func (c *Client) runPiece(ctx context.Context, cmds []Cmd, results []Result, private int) {
 	calls := make([]call, len(cmds))
 	pending := make([]*call, 0, len(cmds))
 	for i := range cmds {
@@ -41,6 +57,10 @@ func (c *Client) run(ctx context.Context, cmds []Cmd, private int) []Result {
 			continue
 		}
 		calls[i] = call{cmd: cmds[i], plan: planOf(cmds[i]), out: &results[i]}
+		if calls[i].plan.shared {
+			results[i].Err = fmt.Errorf("%s is about one connection, and those of a client are shared", cmds[i].Name())
+			continue
+		}
 		pending = append(pending, &calls[i])
 	}
 	if c.routes.Load() == nil && !c.cfg.NoRouting {
@@ -53,11 +73,25 @@ func (c *Client) run(ctx context.Context, cmds []Cmd, private int) []Result {
 		if round > 0 && !c.pause(ctx, round, pending) {
 			break
 		}
+		if err := c.number(ctx, pending); err != nil {
+			numbered := pending[:0]
+			for _, p := range pending {
+				if p.plan.weight == 0 || p.num.s != nil {
+					numbered = append(numbered, p)
+					continue
+				}
+				p.last = unnumbered(err)
+				p.giveUp(ctx, c)
+			}
+			pending = numbered
+		}
 		c.round(ctx, pending, private)
 		again := pending[:0]
 		for _, p := range pending {
 			if p.settle(c) {
 				again = append(again, p)
+			} else {
+				c.numbers.give(p.num)
 			}
 		}
 		pending = again
@@ -67,8 +101,8 @@ func (c *Client) run(ctx context.Context, cmds []Cmd, private int) []Result {
 	}
 	for _, p := range pending {
 		p.giveUp(ctx, c)
+		c.numbers.give(p.num)
 	}
-	return results
 }
 
 // pause waits before another round. Commands that all have been told where to
@@ -171,7 +205,12 @@ func (c *Client) ship(ctx context.Context, s *shipment, private int) {
 	}
 	cmds := make([]Cmd, len(s.calls))
 	for i, p := range s.calls {
-		cmds[i] = p.cmd
+		if cmds[i] = p.cmd; p.num.s != nil {
+			cmds[i] = c.numbers.wire(p.num, p.cmd)
+		}
+		if p.unsure && !isRead(p.cmd) {
+			c.stats.repeated.Add(1)
+		}
 	}
 	s.f = newFlight(cmds)
 	s.err = s.conn.start(ctx, s.f)
@@ -223,12 +262,7 @@ func (p *call) settle(c *Client) bool {
 		return false
 
 	case errors.As(p.last, &link):
-		if link.sent && !p.plan.repeatable {
-			p.out.Err = p.failure(ErrUncertain)
-			return false
-		}
-		p.unsure = p.unsure || link.sent
-		return true
+		return !link.sent || p.repeat(c)
 
 	case errors.As(p.last, &server):
 		switch {
@@ -242,16 +276,40 @@ func (p *call) settle(c *Client) bool {
 			c.refreshSoon()
 			return true
 		case server.Code == "UNCERTAIN":
-			if !p.plan.repeatable {
+			return p.repeat(c)
+		case server.Code == "SESSIONEXPIRED" && p.num.s != nil:
+			c.numbers.drop(p.num.s)
+			if p.unsure && !p.plan.repeatable { // the answer to an earlier attempt is lost for ever
 				p.out.Err = p.failure(ErrUncertain)
 				return false
 			}
-			p.unsure = true
-			return true
+			if p.renumbered++; p.renumbered <= maxRenumbered {
+				p.renumber(c)
+				return true
+			}
 		}
 	}
 	p.out.Err = p.last
 	return false
+}
+
+// repeat is for a call whose attempt may have been executed: whether to send it again.
+func (p *call) repeat(c *Client) bool {
+	if !p.plan.repeatable && p.num.s == nil {
+		p.out.Err = p.failure(ErrUncertain)
+		return false
+	}
+	p.unsure = true
+	if planted.Is(planted.RetryUnknown) {
+		p.renumber(c)
+	}
+	return true
+}
+
+// renumber lets go of a call's number; it gets another one before it is sent again.
+func (p *call) renumber(c *Client) {
+	c.numbers.give(p.num)
+	p.num = number{}
 }
 
 // giveUp ends a call for which there is no more time. It is uncertain if any

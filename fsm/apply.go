@@ -114,9 +114,12 @@ func (a *applier) exec(c *command.Command, index uint64) command.Result {
 		return a.run(c, index)
 	}
 	s, answer, known := a.sess.find(c)
-	if !known {
+	switch {
+	case !known:
 		answer = a.run(c, index)
 		a.sess.record(s, c, answer)
+	case answer.Code < command.CodeSessionUnknown: // refusals are not remembered
+		a.f.repeats.Add(1)
 	}
 	return answer
 }

@@ -116,6 +116,7 @@ type FSM struct {
 
 	// overlay is what the layers in memory take, in bytes.
 	overlay atomic.Int64
+	repeats atomic.Uint64
 	kick    chan struct{} // has a token when a checkpoint may be due
 	turn    chan struct{} // held by the checkpoint under way
 	// checkpointing is of the checkpoint under way.
@@ -263,6 +264,10 @@ func (f *FSM) Init() (command.Init, bool) {
 	}
 	return command.Init{}, false
 }
+
+// Repeats is how many commands were answered from the session table, because they had
+// been carried out before, since Open.
+func (f *FSM) Repeats() uint64 { return f.repeats.Load() }
 
 // OverlayBytes is about how much memory the state takes that is not in the file yet.
 func (f *FSM) OverlayBytes() int64 { return f.overlay.Load() }

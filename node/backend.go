@@ -36,6 +36,17 @@ func (b backend) Read(ctx context.Context, shard sharding.ShardID, cmds []comman
 	return results, err
 }
 
+func (b backend) OpenSession(ctx context.Context, key []byte) (uint64, error) {
+	return b.n.OpenSession(ctx, key)
+}
+
+// Index fences: a no-op reaches every acknowledged write, and nothing begun after it can be at
+// its index or below.
+func (b backend) Index(ctx context.Context, shard sharding.ShardID) (uint64, error) {
+	_, index, err := b.n.exec(ctx, shard, []command.Command{{Op: command.OpNoop}})
+	return index, err
+}
+
 func (b backend) Router() *sharding.Router { return b.n.Router() }
 
 func (b backend) Leaders() front.Leaders {

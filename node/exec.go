@@ -26,6 +26,14 @@ func (n *Node) Exec(ctx context.Context, shard sharding.ShardID, cmds []command.
 
 // exec is Exec that also tells the log index of the last command.
 func (n *Node) exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
+	if numbered(cmds) {
+		return n.execAdopting(ctx, shard, cmds)
+	}
+	return n.execAll(ctx, shard, cmds)
+}
+
+// execAll cuts the commands into proposals.
+func (n *Node) execAll(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
 	if part := proposal(cmds); len(part) == len(cmds) {
 		return n.execOne(ctx, shard, cmds)
 	}
@@ -76,7 +84,9 @@ func answers(cmd *command.Command) int {
 
 func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
 	var req []byte // encoded once, and only if it has to travel
-	err = n.atLeader(ctx, shard, onlyReads(cmds), func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
+	unsure := false
+	err = n.atLeader(ctx, shard, repeatable(cmds), func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
+		defer func() { unsure = unsure || err != nil && !transport.Certain(err) }()
 		if st != nil {
 			results, index, err = carryOut(ctx, st, cmds)
 			return err
@@ -99,7 +109,10 @@ func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []comma
 		}
 		return err
 	})
-	return results, index, err
+	if err = settle(cmds, results, err, unsure); err != nil {
+		return nil, 0, err
+	}
+	return results, index, nil
 }
 
 // carryOut has the shard's leader answer commands: reads alone without the log;

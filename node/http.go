@@ -41,6 +41,7 @@ func newHTTPServer(n *Node) *httpServer {
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	mux.HandleFunc("GET /v1/status", h.status)
+	mux.HandleFunc("POST /v1/sessions", h.openSession)
 	mux.HandleFunc("GET /v1/jobs", h.listJobs)
 	mux.HandleFunc("POST /v1/jobs", h.submitJob)
 	mux.HandleFunc("GET /v1/jobs/{id}", h.jobStatus)
@@ -165,6 +166,17 @@ func (h *httpServer) ours(hostport string) bool {
 
 func (h *httpServer) livez(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") }
 
+func (h *httpServer) openSession(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), h.n.cfg.CommandTimeout)
+	defer cancel()
+	id, err := h.n.OpenSession(ctx, nil)
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"session": strconv.FormatUint(id, 10)})
+}
+
 func (h *httpServer) readyz(w http.ResponseWriter, r *http.Request) {
 	if err := h.n.Ready(r.Context()); err != nil {
 		httpError(w, http.StatusServiceUnavailable, err)
@@ -198,6 +210,14 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 	}
 	for i := range cmds {
 		cmds[i].Keys, cmds[i].Slot = [][]byte{key}, slot
+		if !cmds[i].Op.IsRead() {
+			t, err := front.ParseTag(r.Header.Get("Abacus-Session"), r.Header.Get("Abacus-Seq"), r.Header.Get("Abacus-Floor"))
+			if err != nil {
+				httpError(w, http.StatusBadRequest, errors.New(strings.TrimPrefix(err.Error(), "ERR ")))
+				return nil, false
+			}
+			cmds[i].Session, cmds[i].Seq, cmds[i].Floor = t.Session, t.Seq, t.Floor
+		}
 		if err := cmds[i].Validate(command.DefaultLimits()); err != nil {
 			var limit *command.LimitError
 			if errors.As(err, &limit) && limit.Size > limit.Max {
@@ -233,6 +253,10 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 		switch res.Code {
 		case command.CodeWrongShard, command.CodeUninitialized: // nothing was done, and may be later
 			h.fail(w, transport.Errorf(transport.CodeUnavailable, "%v", res.Code))
+		case command.CodeSessionFull:
+			h.fail(w, transport.Errorf(transport.CodeBusy, "%v", res.Code))
+		case command.CodeSessionUnknown, command.CodeSessionExpired:
+			httpError(w, http.StatusGone, errors.New("session expired: not carried out now; whether an earlier attempt was carried out is not known"))
 		case command.CodeTooLarge: // by the shard's own limits
 			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("over the limit of %d bytes", res.Int))
 		default:

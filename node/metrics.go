@@ -32,6 +32,7 @@ var (
 	descCommit    = prometheus.NewDesc("abacus_shard_commit_index", "Commit index known to the replica here.", []string{"shard"}, nil)
 	descApplied   = prometheus.NewDesc("abacus_shard_applied_index", "Last index applied by the replica here.", []string{"shard"}, nil)
 	descRecords   = prometheus.NewDesc("abacus_shard_records", "Keys in the replica here.", []string{"shard"}, nil)
+	descRepeats   = prometheus.NewDesc("abacus_session_repeats_total", "Repeated numbered commands that the replica here answered from its session table.", []string{"shard"}, nil)
 	descClients   = prometheus.NewDesc("abacus_resp_clients", "Open RESP connections.", []string{"port"}, nil)
 	descBuffered  = prometheus.NewDesc("abacus_resp_buffered_bytes", "Request bytes held for RESP connections.", []string{"port"}, nil)
 	descAccepted  = prometheus.NewDesc("abacus_resp_connections_total", "RESP connections accepted.", []string{"port"}, nil)
@@ -47,7 +48,7 @@ var (
 )
 
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords,
+	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords, descRepeats,
 		descReads, descBusyReads, descRounds, descAsked, descUnheard, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
 		ch <- d
 	}
@@ -91,6 +92,9 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descRounds, reads.Rounds)
 	count(descAsked, reads.Messages)
 	count(descUnheard, reads.Unanswered)
+	for _, st := range c.n.host.all() {
+		ch <- prometheus.MustNewConstMetric(descRepeats, prometheus.CounterValue, float64(st.Repeats()), strconv.FormatUint(uint64(st.Shard()), 10))
+	}
 	for i, f := range c.n.fronts {
 		port, st := []string{"client", "cluster"}[i], f.Stats()
 		gauge(descClients, float64(st.Clients), port)

@@ -56,6 +56,8 @@ type Node struct {
 	http      *httpServer
 	registry  *prometheus.Registry
 	retries   prometheus.Counter
+	adopted   adoptions
+	opening   atomic.Uint32 // turns of openingShard
 	ready     *readiness
 
 	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile

@@ -488,6 +488,26 @@ func TestHTTP(t *testing.T) {
 	expect(403, "PUT", "/v1/kv/k", "x", "Origin", "http://evil.example")
 	expect(204, "PUT", "/v1/kv/k", "x", "Origin", base)
 
+	// Numbered writes.
+	text, _ = expect(200, "POST", "/v1/sessions", "")
+	var opened struct{ Session string }
+	if err := json.Unmarshal([]byte(text), &opened); err != nil || opened.Session == "" {
+		t.Fatalf("session: %s", text)
+	}
+	numbered := func(seq, floor string) []string {
+		return []string{"Abacus-Session", opened.Session, "Abacus-Seq", seq, "Abacus-Floor", floor}
+	}
+	expect(204, "PUT", "/v1/kv/once", "1", append(numbered("1", "0"), "If-None-Match", "*")...)
+	expect(204, "PUT", "/v1/kv/once", "1", append(numbered("1", "0"), "If-None-Match", "*")...) // answered as before
+	expect(412, "PUT", "/v1/kv/once", "1", append(numbered("2", "2"), "If-None-Match", "*")...)
+	expect(410, "PUT", "/v1/kv/once", "1", numbered("1", "")...)
+	expect(204, "DELETE", "/v1/kv/once", "", numbered("3", "3")...)
+	expect(204, "DELETE", "/v1/kv/once", "", numbered("3", "3")...)
+	expect(410, "DELETE", "/v1/kv/once", "", "Abacus-Session", "12345", "Abacus-Seq", "1")
+	for _, bad := range [][]string{numbered("0", ""), numbered("4", "5"), {"Abacus-Session", "x", "Abacus-Seq", "1"}, {"Abacus-Seq", "1"}, {"Abacus-Session", opened.Session}} {
+		expect(400, "DELETE", "/v1/kv/once", "", bad...)
+	}
+
 	// Jobs.
 	for i := range 10 {
 		put(t, n, fmt.Sprintf("num/%d", i), fmt.Sprint(i))

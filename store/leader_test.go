@@ -240,6 +240,9 @@ func TestCloseUnderLoad(t *testing.T) {
 					if errors.Is(err, errClosed) {
 						return
 					}
+					if err != nil {
+						time.Sleep(time.Millisecond) // a follower refuses at once, and 32 of these would take all processors
+					}
 				}
 			})
 		}

@@ -348,6 +348,9 @@ func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
 // Applied is the index of the last entry applied here.
 func (s *Store) Applied() uint64 { return s.fsm.Applied() }
 
+// Repeats is how many commands this replica answered from the session table.
+func (s *Store) Repeats() uint64 { return s.fsm.Repeats() }
+
 // Init is the shard's identity, if this replica has learnt it.
 func (s *Store) Init() (command.Init, bool) { return s.fsm.Init() }
 

@@ -83,6 +83,12 @@ func (s *store) answer(args []string) string {
 		}
 		return "$" + strconv.Itoa(len(v)) + "\r\n" + v + "\r\n"
 	}
+	if args[0] == "IDEM" { // it carries out again what is sent again: the checks must bear that for SETs
+		if args[1] == "OPEN" {
+			return "$1\r\n1\r\n"
+		}
+		args = args[3:]
+	}
 	if s.tamper != nil {
 		if a := s.tamper(s.values, args); a != "" {
 			return a

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -36,8 +37,10 @@ const (
 type Request struct {
 	Node    *Node
 	Cluster bool     // at the cluster port
-	Args    []string // Args[0] in upper case
+	Args    []string // Args[0] in upper case; of a numbered command, what is behind the number
 	Reply   *resp.Writer
+
+	Session, Seq, Floor uint64 // of a numbered command; else 0
 }
 
 // Cluster is the whole of it.
@@ -50,6 +53,16 @@ type Cluster struct {
 	leader []int // per slot: index of a node, -1 for none
 	hook   func(*Request) Fate
 	counts map[string]int // commands that arrived, by name
+
+	sessions map[uint64]*session
+	opened   uint64
+	repeats  int // commands answered as before
+}
+
+// session is one of numbered commands, known to all shards at once.
+type session struct {
+	floor   uint64
+	answers map[uint64][]byte // as they went over the wire
 }
 
 // Node is one member. Its addresses stay when it is stopped and started.
@@ -67,7 +80,7 @@ type Node struct {
 
 // New starts a cluster whose slots are led in equal parts. It ends with the test.
 func New(t testing.TB, nodes int) *Cluster {
-	c := &Cluster{t: t, data: map[string]string{}, leader: make([]int, sharding.Slots), counts: map[string]int{}}
+	c := &Cluster{t: t, data: map[string]string{}, leader: make([]int, sharding.Slots), counts: map[string]int{}, sessions: map[uint64]*session{}}
 	for i := range nodes {
 		n := &Node{c: c, n: i, Client: "127.0.0.1:0", Cluster: "127.0.0.1:0", conns: map[net.Conn]bool{}}
 		n.Start()
@@ -146,6 +159,20 @@ func (c *Cluster) Count(name string) int {
 	return c.counts[name]
 }
 
+// Repeats is how many numbered commands were answered without being executed.
+func (c *Cluster) Repeats() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.repeats
+}
+
+// ForgetSessions makes all sessions expire.
+func (c *Cluster) ForgetSessions() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.sessions)
+}
+
 // Start listens again at the node's addresses.
 func (n *Node) Start() {
 	n.c.t.Helper()
@@ -220,15 +247,15 @@ func (n *Node) serve(nc net.Conn, cluster bool) {
 			for _, a := range cmd.Args {
 				req.Args = append(req.Args, string(a))
 			}
-			req.Args[0] = strings.ToUpper(req.Args[0])
+			req.parse()
 			switch n.c.fate(req) {
 			case Serve:
-				n.c.serve(req)
+				n.c.once(req, nc)
 			case Refuse:
 				return
 			case Lose:
 				req.Reply = resp.NewWriter(&bytes.Buffer{})
-				n.c.serve(req)
+				n.c.once(req, io.Discard)
 				return
 			case Hang:
 				w.Flush()
@@ -257,10 +284,69 @@ func (c *Cluster) fate(r *Request) Fate {
 	return hook(r)
 }
 
-// serve executes a command and writes its answer.
-func (c *Cluster) serve(r *Request) {
+// parse takes a numbered command apart. What is none stays as it is.
+func (r *Request) parse() {
+	r.Args[0] = strings.ToUpper(r.Args[0])
+	if r.Args[0] != "IDEM" || len(r.Args) < 4 {
+		return
+	}
+	var err1, err2, err3 error
+	r.Session, err1 = strconv.ParseUint(r.Args[1], 10, 64)
+	seq, floor, _ := strings.Cut(r.Args[2], "/")
+	r.Seq, err2 = strconv.ParseUint(seq, 10, 64)
+	r.Floor, err3 = strconv.ParseUint(floor, 10, 64)
+	if err1 != nil || err2 != nil || err3 != nil {
+		panic(fmt.Sprintf("clienttest: a client sent %q", r.Args))
+	}
+	r.Args = r.Args[3:]
+	r.Args[0] = strings.ToUpper(r.Args[0])
+}
+
+// maxAnswers is how many answers of a session a shard remembers.
+const maxAnswers = 1024
+
+// once executes a numbered command unless it was before, and any other one.
+func (c *Cluster) once(r *Request, nc io.Writer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if r.Session == 0 {
+		c.serve(r)
+		return
+	}
+	w := r.Reply
+	s := c.sessions[r.Session]
+	if s == nil || r.Seq < s.floor {
+		w.Error("SESSIONEXPIRED forgotten")
+		return
+	}
+	s.floor = max(s.floor, r.Floor)
+	for seq := range s.answers {
+		if seq < s.floor {
+			delete(s.answers, seq)
+		}
+	}
+	answer, again := s.answers[r.Seq]
+	if again {
+		c.repeats++
+	} else if len(s.answers) >= maxAnswers {
+		w.Error("TRYAGAIN too many answers")
+		return
+	} else {
+		var buf bytes.Buffer
+		r.Reply = resp.NewWriter(&buf)
+		c.serve(r)
+		r.Reply.Flush()
+		answer = buf.Bytes()
+		if !bytes.HasPrefix(answer, []byte("-MOVED")) && !bytes.HasPrefix(answer, []byte("-CLUSTERDOWN")) {
+			s.answers[r.Seq] = answer
+		}
+	}
+	w.Flush()
+	nc.Write(answer)
+}
+
+// serve executes a command and writes its answer.
+func (c *Cluster) serve(r *Request) {
 	w, args := r.Reply, r.Args
 	if len(args) > 1 && slices.Contains([]string{"GET", "SET", "INCR", "INCRBY", "DEL"}, args[0]) {
 		slot := sharding.SlotOf([]byte(args[1]))
@@ -276,6 +362,10 @@ func (c *Cluster) serve(r *Request) {
 	switch args[0] {
 	case "PING":
 		w.SimpleString("PONG")
+	case "IDEM":
+		c.opened++
+		c.sessions[c.opened] = &session{answers: map[uint64][]byte{}}
+		w.BulkString(strconv.FormatUint(c.opened, 10))
 	case "GET":
 		if v, ok := c.data[args[1]]; ok {
 			w.BulkString(v)

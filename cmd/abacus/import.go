@@ -42,9 +42,8 @@ Keys are --prefix and then the content of the column or field --key, or the reco
 number with leading zeros (--key-width digits). When several records have one key,
 the last one stays.
 
-An import is safe to repeat: it only sets keys to known values. For the same reason it
-repeats batches by itself, also those whose outcome is unknown after a fault. Should
-another client write the same keys meanwhile, such a repeat can overwrite its value.
+An import repeats by itself what got no answer. To run it again is safe, too: it only sets
+keys to known values.
 An import that fails has stored a part of the records; run it again.`,
 		Example: `  abacus import words.txt.gz --prefix word/
   abacus import cities.csv --format csv --prefix city/ --key name

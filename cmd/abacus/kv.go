@@ -189,8 +189,9 @@ func newIncrCommand(a *app) *cobra.Command {
 		Long: `Add to a 64-bit integer and print the sum. A key that is not there counts as 0.
 A sum that would not fit is an error, never wrapped.
 
-Exit code 6 says that the outcome is unknown: the sum may or may not have been
-stored. Read the key before trying again, or it may be counted twice.`,
+A lost answer is asked for again until the deadline, and the sum is counted once.
+Exit code 6 says that the outcome is unknown all the same: it may or may not have
+been stored. Read the key before trying again, or it may be counted twice.`,
 		Example: `  abacus incr visits
   abacus incr stock -- -3`,
 		Args: takes(1, 2),

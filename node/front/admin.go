@@ -89,6 +89,7 @@ func (c *conn) ping(_ context.Context, args [][]byte) error {
 
 func (c *conn) resetConn(_ context.Context, _ [][]byte) error {
 	c.reading = Reading{}
+	c.endTx()
 	c.setProto(2)
 	c.mu.Lock()
 	c.name = ""

@@ -19,6 +19,12 @@ type Backend interface {
 	Exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) ([]command.Result, error)
 	// Read is Exec for commands that only read, answered as the client has asked.
 	Read(ctx context.Context, shard sharding.ShardID, cmds []command.Command, how Reading) ([]command.Result, error)
+	// OpenSession makes a session for numbered commands, best in the shard of the key, if one
+	// is given. An error says that no session is known to have been made.
+	OpenSession(ctx context.Context, key []byte) (id uint64, err error)
+	// Index returns an index of the shard's log at or below which is everything that was
+	// acknowledged before the call, and above which is everything begun after its end.
+	Index(ctx context.Context, shard sharding.ShardID) (uint64, error)
 	// Router is the present shard map; immutable, replaced whole.
 	Router() *sharding.Router
 	// Leaders says who leads what, as far as this node knows; immutable, replaced whole.

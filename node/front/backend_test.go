@@ -32,6 +32,10 @@ type cluster struct {
 	// readings are how each Read was asked for.
 	readings []Reading
 
+	index    uint64            // calls of Exec
+	changed  map[string]uint64 // index at which a key was written last
+	sessions map[uint64]*fakeSession
+
 	// hook, if set, is called by Exec before it does anything, without the lock.
 	hook func(ctx context.Context, node sharding.NodeID, shard sharding.ShardID, cmds []command.Command) error
 }
@@ -57,7 +61,8 @@ func newCluster(t *testing.T, n, shards int) *cluster {
 		m.Nodes = append(m.Nodes, sharding.Node{ID: id, Instance: "i" + id, Addrs: sharding.Addrs{
 			Peer: fmt.Sprintf("10.0.0.%d:7501", i+1), Client: fmt.Sprintf("10.0.0.%d:7401", i+1), Cluster: fmt.Sprintf("10.0.0.%d:7701", i+1), HTTP: fmt.Sprintf("10.0.0.%d:7601", i+1)}})
 	}
-	c := &cluster{leaders: make(map[sharding.ShardID]sharding.NodeID), down: make(map[sharding.NodeID]bool), keys: make(map[string]entry), jobs: make(map[string]string)}
+	c := &cluster{leaders: make(map[sharding.ShardID]sharding.NodeID), down: make(map[sharding.NodeID]bool), keys: make(map[string]entry),
+		changed: make(map[string]uint64), sessions: make(map[uint64]*fakeSession), jobs: make(map[string]string)}
 	for s := range shards {
 		sh := sharding.Shard{ID: sharding.ShardID(s), Slots: []sharding.SlotRange{{From: uint16(s * sharding.Slots / shards), To: uint16((s+1)*sharding.Slots/shards - 1)}}}
 		for _, nd := range m.Nodes {
@@ -148,9 +153,10 @@ func (n *fakeNode) Exec(ctx context.Context, shard sharding.ShardID, cmds []comm
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.execs = append(n.execs, exec{n.id, shard, len(cmds)})
+	n.index++
 	results := make([]command.Result, len(cmds))
 	for i := range cmds {
-		results[i] = n.apply(shard, &cmds[i])
+		results[i] = n.once(shard, &cmds[i])
 	}
 	return results, nil
 }
@@ -160,6 +166,75 @@ func (n *fakeNode) Read(ctx context.Context, shard sharding.ShardID, cmds []comm
 	n.readings = append(n.readings, how)
 	n.mu.Unlock()
 	return n.Exec(ctx, shard, cmds)
+}
+
+// fakeSession is a session, known to all shards at once.
+type fakeSession struct {
+	floor   uint64
+	answers map[fakeNumber]command.Result
+}
+
+type fakeNumber struct {
+	seq  uint64
+	slot uint16
+}
+
+func (n *fakeNode) OpenSession(_ context.Context, key []byte) (uint64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	id := uint64(len(n.sessions) + 1)
+	n.sessions[id] = &fakeSession{answers: map[fakeNumber]command.Result{}}
+	return id, nil
+}
+
+func (n *fakeNode) Index(context.Context, sharding.ShardID) (uint64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.index, nil
+}
+
+// once carries a numbered command out once.
+func (c *cluster) once(shard sharding.ShardID, cmd *command.Command) command.Result {
+	if cmd.Session == 0 {
+		return c.apply(shard, cmd)
+	}
+	s := c.sessions[cmd.Session]
+	if s == nil {
+		return command.Err(command.CodeSessionUnknown)
+	}
+	key := fakeNumber{cmd.Seq, cmd.Slot}
+	if r, ok := s.answers[key]; ok {
+		return r
+	}
+	if cmd.Seq < s.floor {
+		return command.Err(command.CodeSessionExpired)
+	}
+	s.floor = max(s.floor, cmd.Floor)
+	for k := range s.answers {
+		if k.seq < s.floor {
+			delete(s.answers, k)
+		}
+	}
+	s.answers[key] = c.apply(shard, cmd)
+	return s.answers[key]
+}
+
+func (c *cluster) multi(shard sharding.ShardID, cmd *command.Command) command.Result {
+	indexes, err1 := command.DecodeIndexes(cmd.Values[1], len(cmd.Keys))
+	inner, err2 := command.DecodeCommands(cmd.Values[0])
+	if err1 != nil || err2 != nil {
+		panic(fmt.Sprint(err1, err2))
+	}
+	for i, k := range cmd.Keys {
+		if c.changed[string(k)] > indexes[i] {
+			return command.Nil()
+		}
+	}
+	results := make([]command.Result, len(inner))
+	for i := range inner {
+		results[i] = c.apply(shard, &inner[i])
+	}
+	return command.Array(results)
 }
 
 func (c *cluster) get(key []byte) (entry, bool) {
@@ -188,6 +263,14 @@ func (c *cluster) apply(shard sharding.ShardID, cmd *command.Command) command.Re
 	if err := cmd.Validate(command.Limits{MaxKey: 1 << 10, MaxValue: 1 << 20}); err != nil {
 		// A store would refuse the whole pipeline for one such command.
 		panic(fmt.Sprintf("the front end made a command that is none: %v", err))
+	}
+	if cmd.Op == command.OpMulti {
+		return c.multi(shard, cmd)
+	}
+	if !cmd.Op.IsRead() {
+		for _, k := range cmd.Keys {
+			c.changed[string(k)] = c.index
+		}
 	}
 	now := time.Now().UnixMilli()
 	key := cmd.Keys[0]

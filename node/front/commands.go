@@ -8,7 +8,7 @@ import (
 
 // spec is one row of the command table: what COMMAND tells about it, what a
 // call of it must look like, and what is done. Exactly one of plan, run, never
-// and subs is set.
+// and subs is set; IDEM has a plan beside its subs.
 type spec struct {
 	name  string // lower case; "client|id" for a subcommand
 	arity int    // arguments with the name; negative: at least so many
@@ -73,6 +73,7 @@ func (s *spec) categories() []string {
 	add(s.has(flagAdmin), "admin")
 	add(s.has(flagAdmin), "dangerous")
 	add(s.group == "connection", "connection")
+	add(s.group == "transactions", "transaction")
 	add(s.has(flagBlocking), "blocking")
 	add(s.has(flagFast), "fast")
 	add(!s.has(flagFast), "slow")
@@ -105,7 +106,7 @@ type table struct {
 
 func newTable() *table {
 	t := &table{byName: make(map[string]*spec)}
-	for _, list := range [][]*spec{stringCommands(), keyCommands(), adminCommands(), clusterCommands(), jobCommands(), neverCommands()} {
+	for _, list := range [][]*spec{stringCommands(), keyCommands(), multiCommands(), {idemCommand()}, adminCommands(), clusterCommands(), jobCommands(), neverCommands()} {
 		for _, s := range list {
 			if t.byName[s.name] != nil {
 				panic("front: command " + s.name + " is in the table twice")
@@ -159,7 +160,9 @@ func (t *table) resolve(args [][]byte) (*spec, string) {
 	}
 	if s.subs != nil && len(args) > 1 {
 		sub := lower(append(name, '|'), args[1])
-		if s = t.byName[string(sub)]; s == nil {
+		if named := t.byName[string(sub)]; named != nil {
+			s = named
+		} else if s.plan == nil { // IDEM takes commands, too
 			return nil, "ERR unknown subcommand " + quoted(args[1]) + ". Try " + strings.ToUpper(string(name)) + " HELP."
 		}
 	}
@@ -274,6 +277,12 @@ func commandCommand() *spec {
 					return refusal("ERR Invalid number of arguments specified for command")
 				case s == nil:
 					return refusal("ERR Invalid command specified")
+				}
+				for s.name == "idem" && len(call) > 3 { // its keys are those of its command
+					call = call[3:]
+					if s, _ = c.srv.table.resolve(call); s == nil {
+						return refusal("ERR Invalid command specified")
+					}
 				}
 				at := s.keys(call)
 				if len(at) == 0 {

@@ -13,6 +13,10 @@
 // keys of shards led elsewhere are answered MOVED, and SCAN and DBSIZE cover the
 // slots led here.
 //
+// A write may be numbered (session.go), and is then carried out once however often it comes.
+// What is queued between MULTI and EXEC (multi.go) is planned as a window when it is
+// queued, and executed as one command.
+//
 // State: a conn belongs to its goroutine, but for the few fields CLIENT LIST
 // shows, which are behind its mutex. A Server owns the set of conns. Everything
 // else is the Backend's, and is read as immutable values.

@@ -14,7 +14,7 @@ import (
 
 // errorPrefixes are the first words that our errors can have; libraries decide
 // by them whether to retry. The last counts all others.
-var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "BUSY", "NOTFOUND", "BADJOB", "NOPROTO", "WRONGPASS", "other"}
+var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "SESSIONEXPIRED", "EXECABORT", "BUSY", "NOTFOUND", "BADJOB", "NOPROTO", "WRONGPASS", "other"}
 
 // refusal is an error reply: its prefix and text.
 type refusal string
@@ -114,6 +114,10 @@ func resultError(r *command.Result) string {
 		return "TOOLARGE key or value over the limit of " + strconv.FormatInt(r.Int, 10) + " bytes"
 	case command.CodeWrongShard:
 		return "TRYAGAIN nothing was done: the slot has moved to another shard"
+	case command.CodeSessionUnknown, command.CodeSessionExpired:
+		return "SESSIONEXPIRED not carried out now: the session, or this number of it, is forgotten; whether an earlier attempt was carried out is not known"
+	case command.CodeSessionFull:
+		return "TRYAGAIN nothing was done: the session has too many answers at or above its floor, raise the floor"
 	case command.CodeUninitialized:
 		return "CLUSTERDOWN nothing was done, try again: the shard is being set up"
 	}

@@ -1,16 +1,18 @@
 package front
 
 import (
+	"bytes"
 	"flag"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/abacusdb/abacus/transport/resp"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the golden transcripts anew")
@@ -50,6 +52,7 @@ func TestTranscripts(t *testing.T) {
 			}
 			defer nc.Close()
 			nc.SetDeadline(time.Now().Add(10 * time.Second))
+			w := newWire(nc)
 			var out strings.Builder
 			for _, line := range strings.Split(string(old), "\n") {
 				switch {
@@ -57,7 +60,7 @@ func TestTranscripts(t *testing.T) {
 					out.WriteString(line + "\n")
 				case strings.HasPrefix(line, "> "):
 					out.WriteString(line + "\n")
-					out.WriteString(exchange(t, nc, line[2:]))
+					out.WriteString(w.exchange(t, line[2:]))
 				}
 			}
 			if *rewrite {
@@ -83,24 +86,29 @@ func TestTranscripts(t *testing.T) {
 	}
 }
 
-// exchange sends one inline command and returns the reply as it came. An ECHO
-// behind it marks its end.
-func exchange(t *testing.T, nc net.Conn, line string) string {
-	const mark = "end-of-reply"
-	if _, err := io.WriteString(nc, line+"\r\nECHO "+mark+"\r\n"); err != nil {
+// wire keeps what was received.
+type wire struct {
+	nc  net.Conn
+	r   *resp.ReplyReader
+	got bytes.Buffer
+}
+
+func newWire(nc net.Conn) *wire {
+	w := &wire{nc: nc}
+	w.r = resp.NewReplyReader(io.TeeReader(nc, &w.got), resp.ReplyLimits{})
+	return w
+}
+
+// exchange sends one inline command and returns the reply as it came.
+func (w *wire) exchange(t *testing.T, line string) string {
+	if _, err := io.WriteString(w.nc, line+"\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	end := "$" + strconv.Itoa(len(mark)) + "\r\n" + mark + "\r\n"
-	var got []byte
-	buf := make([]byte, 4096)
-	for !strings.HasSuffix(string(got), end) {
-		n, err := nc.Read(buf)
-		if err != nil {
-			t.Fatalf("%s: %v after %q", line, err, got)
-		}
-		got = append(got, buf[:n]...)
+	w.got.Reset()
+	if _, err := w.r.ReadReply(); err != nil {
+		t.Fatalf("%s: %v after %q", line, err, w.got.String())
 	}
-	reply := strings.TrimSuffix(string(got), end)
+	reply := w.got.String()
 	for _, m := range masks {
 		reply = m.re.ReplaceAllString(reply, m.with)
 	}

@@ -14,7 +14,6 @@ func neverCommands() []*spec {
 		{"save bgsave bgrewriteaof lastsave", "server", "every acknowledged write is on disk on a majority already"},
 		{"debug monitor shutdown slowlog latency module swapdb", "server", "see /metrics and /v1/status on the node's HTTP address, and stop a node with SIGTERM"},
 		{"acl", "server", "there are no users yet: ports bind to loopback unless --insecure is given"},
-		{"multi exec discard watch unwatch", "transactions", "there are no transactions: a MSET or DEL of keys with one {tag} is atomic, and SET key value IFEQ old compares and sets"},
 		{"subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe publish spublish pubsub", "pubsub", "there is no publish and subscribe"},
 	}
 	var specs []*spec

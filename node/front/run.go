@@ -23,6 +23,7 @@ func (c *conn) run(cmds []resp.Command) {
 			c.lastSpec.Store(spec)
 		}
 		switch {
+		case c.queue(spec, args, err): // between MULTI and EXEC
 		case err != "":
 			c.plan.refuse(err)
 		case spec.rounds != nil && len(args)-1 > windowValues:

@@ -250,6 +250,8 @@ type conn struct {
 	created time.Time
 	// reading is what READONLY and CLIENT CONSISTENCY have asked for.
 	reading Reading
+	// tx is what MULTI and WATCH have begun, nil if there is none.
+	tx *transaction
 	// quit: the connection ends after the replies written so far.
 	quit bool
 
@@ -293,6 +295,7 @@ func (c *conn) serve() {
 			break
 		}
 	}
+	c.endTx()
 	c.in.release()
 }
 
