@@ -115,7 +115,7 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 	queue := p.appends
 	if isHeartbeat(req) {
 		if resp, ok := p.fastHeartbeat(req); ok {
-			reply(encodeAppendResponse(resp), nil)
+			reply(encodeAppendResponse(resp, p.report()), nil)
 			return
 		}
 		queue = p.heartbeats
@@ -212,6 +212,8 @@ type peers struct {
 	stable *stableStore
 	// stuckFor is how long our disk has been at one write, of the log or the state.
 	stuckFor func() time.Duration
+	// report is what this replica tells its leader of itself. Set before start.
+	report func() report
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
 	// finish inside the other and then believes the older one (hazard R26).
 	exclusive chan struct{}
@@ -238,6 +240,7 @@ type follower struct {
 	term    uint64 // the term in which it was learnt
 	match   uint64 // its log equals ours up to here
 	contact time.Time
+	report  report // with its last answer
 }
 
 // inbound is an AppendEntries that waits for raft's main loop.
@@ -322,7 +325,7 @@ func (p *peers) pump(queue <-chan inbound) {
 			}
 			resp, err := p.dispatch(p.ctx, in.req, nil)
 			if a, ok := resp.(*raft.AppendEntriesResponse); ok && err == nil {
-				in.reply(encodeAppendResponse(a), nil)
+				in.reply(encodeAppendResponse(a, p.report()), nil)
 			} else {
 				in.reply(nil, err)
 			}
@@ -476,10 +479,11 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if err != nil {
 		return err
 	}
-	if err := decodeAppendResponse(b, resp); err != nil {
+	rep, err := decodeAppendResponse(b, resp)
+	if err != nil {
 		return err
 	}
-	p.note(id, req, resp)
+	p.note(id, req, resp, rep)
 	return nil
 }
 
@@ -496,7 +500,7 @@ func trim(req *raft.AppendEntriesRequest) {
 }
 
 // note remembers how far a follower is.
-func (p *peers) note(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+func (p *peers) note(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, rep report) {
 	if resp.Term > req.Term {
 		return
 	}
@@ -509,7 +513,7 @@ func (p *peers) note(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raf
 	if f.term < req.Term {
 		f = follower{term: req.Term}
 	}
-	f.contact = time.Now()
+	f.contact, f.report = time.Now(), rep
 	if resp.Success && !isHeartbeat(req) {
 		f.match = max(f.match, req.PrevLogEntry+uint64(len(req.Entries)))
 	}

@@ -19,6 +19,12 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
+// In a replica's directory.
+const (
+	logFile  = "raft.db"
+	stateDir = "state"
+)
+
 // Config says which replica to open, where and how.
 type Config struct {
 	// Shard and Replica name the replica for ever; Node is where it is kept, and
@@ -45,8 +51,25 @@ type Config struct {
 	Snapshots Snapshots
 	// WrapLog wraps the log's file, so that a test can make it slow or fail.
 	WrapLog func(raft.LogStore) raft.LogStore
+	// WrapStable does the same for the term and the votes.
+	WrapStable func(raft.StableStore) raft.StableStore
 	// InitialMmapSize is the address space of the state file: see fsm.Config.
 	InitialMmapSize int
+	// CheckpointBytes, Turn and OnCheckpoint are the state's: see fsm.Config. Turn is
+	// shared by all replicas of a node.
+	CheckpointBytes int64
+	Turn            chan struct{}
+	OnCheckpoint    func()
+	// MaxOverlayBytes is how much state may lie in memory, not in the file yet, here or
+	// on any voter, before a leader takes no more writes into the log: they wait, and are
+	// refused at their deadline. Default 64 MiB, eight checkpoints' worth.
+	MaxOverlayBytes int64
+	// DiskFull says whether this node's disk has no room for more data; nil: never. It
+	// is asked for each proposal, and must not wait.
+	DiskFull func() bool
+	// Fatal is told of an error or a hang of the disk, after which nobody knows what
+	// is on it. It ends the process and does not return. Default: panic.
+	Fatal func(error)
 	// Log; default: none.
 	Log *slog.Logger
 }
@@ -119,6 +142,13 @@ func (c *Config) setDefaults() {
 	orDefault(&s.TrailingBytes, ds.TrailingBytes)
 	orDefault(&s.Interval, ds.Interval)
 	s.Trailing = max(s.Trailing, MinTrailing)
+	orDefault(&c.MaxOverlayBytes, 64<<20)
+	if c.DiskFull == nil {
+		c.DiskFull = func() bool { return false }
+	}
+	if c.Fatal == nil {
+		c.Fatal = func(err error) { panic(err) }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -166,6 +196,7 @@ type Store struct {
 	lead     atomic.Pointer[leadership]
 	wanted   *wanted
 	inFlight tracker
+	admit    admission
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -209,18 +240,23 @@ func (s *Store) open() error {
 		return err
 	}
 	var err error
-	if s.db, err = openBolt(filepath.Join(s.cfg.Dir, "raft.db")); err != nil {
+	raftPath := filepath.Join(s.cfg.Dir, logFile)
+	if s.db, err = openBolt(raftPath); err != nil {
 		return err
 	}
 	var logs raft.LogStore = s.db
 	if s.cfg.WrapLog != nil {
 		logs = s.cfg.WrapLog(logs)
 	}
-	s.logs = newLogStore(logs, s.log)
-	if s.stable, err = newStableStore(s.db); err != nil {
+	s.logs = newLogStore(logs, raftPath, s.cfg.Fatal, s.log)
+	var stable raft.StableStore = s.db
+	if s.cfg.WrapStable != nil {
+		stable = s.cfg.WrapStable(stable)
+	}
+	if s.stable, err = newStableStore(stable, raftPath, s.cfg.Fatal); err != nil {
 		return err
 	}
-	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.log); err != nil {
+	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.cfg.Fatal, s.log); err != nil {
 		return err
 	}
 	s.logs.snapshotEnd = func() (index, term uint64) {
@@ -229,12 +265,13 @@ func (s *Store) open() error {
 		}
 		return 0, 0
 	}
-	stateDir := filepath.Join(s.cfg.Dir, "state")
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+	state := filepath.Join(s.cfg.Dir, stateDir)
+	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}
-	s.fsm, err = fsm.Open(stateDir, fsm.Config{
+	s.fsm, err = fsm.Open(state, fsm.Config{
 		Log: s.log, Wanted: s.wanted.has, OnRecord: s.cfg.OnRecord, InitialMmapSize: s.cfg.InitialMmapSize,
+		CheckpointBytes: s.cfg.CheckpointBytes, Turn: s.cfg.Turn, OnCheckpoint: s.cfg.OnCheckpoint, Fatal: s.cfg.Fatal,
 	})
 	if err != nil {
 		return err
@@ -248,7 +285,7 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	s.machine = newMachine(s.fsm, s.snaps, s.logs)
+	s.machine = newMachine(s.fsm, s.snaps, s.logs, s.cfg.Fatal)
 	in, err := newInstance(s)
 	if err != nil {
 		return err
@@ -291,7 +328,8 @@ func (s *Store) run() {
 			}
 			// The log and the state of a running replica do not fit together: only a
 			// start from the disk can tell.
-			panic(fmt.Errorf("store: restart raft of replica %s of shard %d: %w", s.cfg.Replica, s.cfg.Shard, err))
+			s.cfg.Fatal(fmt.Errorf("%s: restart raft of replica %s of shard %d: %w", s.cfg.Dir, s.cfg.Replica, s.cfg.Shard, err))
+			return
 		}
 	}
 }
