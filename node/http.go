@@ -170,6 +170,11 @@ func (h *httpServer) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	io.WriteString(w, "ok\n")
+	// Said, and ready all the same: reads and deletes are served, and a balancer that
+	// took the node out would take those, too.
+	if p := h.n.space.now.Load().problem(); p != "" {
+		io.WriteString(w, p+"\n")
+	}
 }
 
 func (h *httpServer) status(w http.ResponseWriter, _ *http.Request) {
@@ -221,6 +226,8 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 		switch res.Code {
 		case command.CodeWrongShard, command.CodeUninitialized: // nothing was done, and may be later
 			h.fail(w, transport.Errorf(transport.CodeUnavailable, "%v", res.Code))
+		case command.CodeDiskFull:
+			httpError(w, http.StatusInsufficientStorage, errors.New("nothing was done: "+res.Code.String()))
 		case command.CodeTooLarge: // by the shard's own limits
 			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("over the limit of %d bytes", res.Int))
 		default:
