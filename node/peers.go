@@ -221,10 +221,8 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 func (n *Node) status() peerStatus {
 	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
 		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load()}
-	if n.space != nil { // peers may ask before Open has got so far
-		now := n.space.now.Load()
-		s.DiskFree, s.DiskLow, s.DiskFull = now.free, now.low, now.full
-	}
+	disk := n.space.now.Load()
+	s.DiskFree, s.DiskLow, s.DiskFull = disk.free, disk.low, disk.full
 	for _, st := range n.host.all() {
 		s.Replicas = append(s.Replicas, describe(st))
 	}

@@ -20,7 +20,9 @@ type disks struct {
 	full map[*node]*atomic.Bool
 }
 
-func newDisks() *disks { return &disks{held: map[*node]chan struct{}{}, full: map[*node]*atomic.Bool{}} }
+func newDisks() *disks {
+	return &disks{held: map[*node]chan struct{}{}, full: map[*node]*atomic.Bool{}}
+}
 
 func (d *disks) wire(n *node, cfg *Config) {
 	d.mu.Lock()
