@@ -34,6 +34,9 @@ var errClosed = transport.Errorf(transport.CodeClosed, "replica is closed")
 // other proposals in one log entry. Errors are transport errors; if
 // transport.Certain does not hold for one, the commands may have been applied,
 // or may yet be. cmds may be reused when Propose returns.
+//
+// Where a disk is full, commands that add data are left out and answered with
+// command.CodeDiskFull; the others are committed as one unit all the same.
 func (s *Store) Propose(ctx context.Context, cmds []command.Command) ([]command.Result, uint64, error) {
 	if len(cmds) == 0 {
 		return nil, 0, transport.Errorf(transport.CodeBadRequest, "no commands")

@@ -82,7 +82,9 @@ type Timing struct {
 	// Election is how long a candidate waits for votes; at least Heartbeat. Default 1 s.
 	Election time.Duration
 	// Lease is how long a leader goes without hearing from a majority before it
-	// steps down; at most Heartbeat. Default 500 ms.
+	// steps down; at most Heartbeat. Default 1 s: as long as a follower goes without
+	// hearing from it. No read and no write rests on it. When it is shorter, a leader that waits for
+	// a processor steps down before anybody asked for votes.
 	Lease time.Duration
 	// Commit is how often a leader tells idle followers the commit index. Default 50 ms.
 	Commit time.Duration
@@ -91,9 +93,10 @@ type Timing struct {
 	Stuck time.Duration
 }
 
-// DefaultTiming is what hashicorp/raft defaults to: patience enough for a slow fsync.
+// DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync,
+// but for a longer lease: docs/decisions/0011-fail-stop.md has the measurement.
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: 500 * time.Millisecond, Commit: 50 * time.Millisecond, Stuck: 3 * time.Second}
+	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 50 * time.Millisecond, Stuck: 3 * time.Second}
 }
 
 // Snapshots says when the log is cut and what is left of it. Entries are batches
