@@ -41,10 +41,10 @@ test-tools: ## redis-cli, redis-benchmark and awk against real nodes, and all un
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(UNIT)
 	$(GO) test -tags tools -run '^TestTools' -timeout 9m -count=1 ./chaos/
 
-test-system: ## tests that need root: frozen file systems under two of three nodes, power cuts
-	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems (sudo make test-system)" >&2; exit 1; }
+test-system: ## tests that need root: disks that freeze, fail, hang and fill under real nodes, power cuts
+	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems, and traces processes (sudo make test-system)" >&2; exit 1; }
 	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
-	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs
+	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs; need strace strace
 	$(GO) test -tags system -run '^TestSystem|^TestPowerCut' -timeout 15m -count=1 -v ./chaos/
 
 # A cut takes a fifth of a second, on one of three nodes a whole one; five times that is time enough.

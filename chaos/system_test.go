@@ -28,7 +28,9 @@ import (
 // disk; and after the thaw everything goes on and nothing acknowledged is missing.
 func TestSystemFrozenDisks(t *testing.T) {
 	mounts := mountThree(t)
-	c := startCluster(t, proc.Config{Shards: 6, DataDir: func(n int) string { return filepath.Join(mounts[n-1], "data") }})
+	// Longer than any freeze here: that a disk which hangs for good ends the process is
+	// TestSystemHungDisk's.
+	c := startCluster(t, proc.Config{Shards: 6, Args: []string{"--disk-timeout", "2m"}, DataDir: func(n int) string { return filepath.Join(mounts[n-1], "data") }})
 	// Thawed before the nodes are killed: a process in a frozen write does not die.
 	t.Cleanup(func() { freeze(t, mounts, false) })
 	cl := open(t, c)

@@ -37,6 +37,10 @@ var (
 	// ErrTooLarge: a key, value or command over the cluster's limit.
 	ErrTooLarge = errors.New("too large")
 
+	// ErrDiskFull: a disk of the cluster has no room for more data. The command was
+	// certainly not executed, and is not worth repeating until somebody has made room.
+	ErrDiskFull = errors.New("disk full")
+
 	// ErrBadJob: the job's specification was refused.
 	ErrBadJob = errors.New("bad job")
 )
@@ -61,6 +65,8 @@ func (e *ServerError) Is(target error) bool {
 		return e.Code == "NOTFOUND"
 	case ErrTooLarge:
 		return e.Code == "TOOLARGE"
+	case ErrDiskFull:
+		return e.Code == "DISKFULL"
 	case ErrBadJob:
 		return e.Code == "BADJOB"
 	case ErrUncertain:

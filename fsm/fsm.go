@@ -42,6 +42,7 @@ package fsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -421,6 +422,9 @@ func (f *FSM) Restore(rc io.ReadCloser) error {
 		return nil
 	})
 	if err != nil {
+		if switched := (*switchError)(nil); errors.As(err, &switched) {
+			f.cfg.Fatal(err)
+		}
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
 	old, records, err := f.replace(gen)

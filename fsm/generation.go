@@ -252,14 +252,19 @@ func receive(dir string, n uint64, r io.Reader, mmap int, log *slog.Logger, acce
 	// The name is there: a restart would open this file, so a failure from here on
 	// cannot be answered by going on with the old one.
 	if err := syncDir(dir); err != nil {
-		panic(fmt.Errorf("fsm: sync directory %s after restore: %w", dir, err))
+		return nil, &switchError{fmt.Errorf("sync directory %s after an install: %w", dir, err)}
 	}
 	gen, err := openGeneration(dir, n, mmap, log)
 	if err != nil {
-		panic(fmt.Errorf("fsm: open restored state: %w", err))
+		return nil, &switchError{fmt.Errorf("open installed state: %w", err)}
 	}
 	return gen, nil
 }
+
+// switchError is a failure after the new file got its name.
+type switchError struct{ error }
+
+func (e *switchError) Unwrap() error { return e.error }
 
 // writeFile writes the file in a stream, see OpenStream, and syncs it.
 func writeFile(path string, r io.Reader) (err error) {

@@ -61,6 +61,21 @@ type Config struct {
 	// StopTimeout bounds a graceful stop (default 10s).
 	StopTimeout time.Duration
 
+	// DiskTimeout is how long one write of the log may take before the process ends
+	// with ExitFatal (default 10s): a node whose disk hangs still answers its peers, and is
+	// in everybody's way. Checkpoints get more, by what they write.
+	DiskTimeout time.Duration
+	// MinFreeDisk is how many bytes of the data directory's file system are kept for the
+	// log and for checkpoints: below, writes that add data are refused and leaderships are
+	// handed over (default 0: 256 MiB, or 5 % of the file system if that is less).
+	MinFreeDisk int64
+	// ScrubInterval is how often each replica's state is read and checked as a whole
+	// (default 24h, 0: never).
+	ScrubInterval time.Duration
+	// Fatal is told of a failure or a hang of the disk, a *FatalError. It must end the
+	// process, and not return. Default: panic.
+	Fatal func(error)
+
 	// Version is what the binary says it is.
 	Version string
 	Log     *slog.Logger
@@ -81,6 +96,8 @@ func DefaultConfig() Config {
 		MaxClients:      10_000,
 		MaxCommandBytes: 64 << 20,
 		StopTimeout:     10 * time.Second,
+		DiskTimeout:     store.DefaultDiskTimeout,
+		ScrubInterval:   24 * time.Hour,
 		Version:         "dev",
 	}
 }
@@ -118,6 +135,17 @@ func (c *Config) Validate() error {
 	}
 	if c.StopTimeout < 100*time.Millisecond || c.StopTimeout > 10*time.Minute {
 		fault("--stop-timeout %s: want 100ms to 10m", c.StopTimeout)
+	}
+	// Above what a leader waits before it stops to lead, or the process ends for what a
+	// hand-over would have cured.
+	if c.DiskTimeout < 5*time.Second || c.DiskTimeout > time.Hour {
+		fault("--disk-timeout %s: want 5s to 1h", c.DiskTimeout)
+	}
+	if c.MinFreeDisk < 0 {
+		fault("--min-free-disk %d: want bytes, at least 0", c.MinFreeDisk)
+	}
+	if c.ScrubInterval != 0 && c.ScrubInterval < time.Second {
+		fault("--scrub-interval %s: want at least 1s, or 0 for never", c.ScrubInterval)
 	}
 	return errors.Join(faults...)
 }

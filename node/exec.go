@@ -148,6 +148,8 @@ func (n *Node) handleExec(ctx context.Context, _ string, req []byte) ([]byte, er
 	if err != nil {
 		return nil, transport.Errorf(transport.CodeBadRequest, "%v", err)
 	}
+	ctx, cancel := withAnswerMargin(ctx)
+	defer cancel()
 	results, index, err := carryOut(ctx, st, cmds)
 	if err != nil {
 		return nil, err

@@ -127,6 +127,9 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 		Timing:   store.DefaultTiming(),
 		OnLeader: func(ctx context.Context, _ uint64) { n.lead(ctx, sh.ID) },
 		Log:      n.log,
+		Turn:     n.turn,
+		DiskFull: n.space.full,
+		Fatal:    n.fatal,
 	}
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord
@@ -182,6 +185,8 @@ const (
 	memberEvery = 250 * time.Millisecond
 	// transferEvery damps leader balancing: a shard's leadership moves at most this often.
 	transferEvery = 5 * time.Second
+	// leaveEvery is the same where the leader's disk is nearly full.
+	leaveEvery = time.Second
 	// A new leader stays for minStay before it hands over to a better one. Whoever gets
 	// back what it handed over less than returnedWithin ago stays twice as long the
 	// next time, up to maxStay: the better one does not hold it (its machine is
@@ -257,7 +262,11 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 		if err != nil && ctx.Err() == nil {
 			n.log.Warn("change members", "shard", shard, "err", err)
 		}
-		if changed || err != nil || time.Since(lastTransfer) < transferEvery {
+		every := transferEvery
+		if n.space.low() { // writes are refused soon, or already
+			every = leaveEvery
+		}
+		if changed || err != nil || time.Since(lastTransfer) < every {
 			continue
 		}
 		if to, ok := n.betterLeader(st); ok {
@@ -344,7 +353,15 @@ func (n *Node) betterLeader(st *store.Store) (sharding.Replica, bool) {
 	ready := func(id sharding.NodeID) bool {
 		r, here := sh.On(id)
 		ps, alive := n.peers.get(id)
-		return here && alive && !ps.Stopping && st.CaughtUp(r.ID)
+		return here && alive && !ps.Stopping && !ps.DiskLow && st.CaughtUp(r.ID)
 	}
-	return sharding.BalanceLeader(sh, n.cfg.ID, sharding.PreferredLeaders(m)[sh.ID], ready)
+	preferred := sharding.PreferredLeaders(m)[sh.ID]
+	if n.space.low() {
+		// As if the map did not place us: to anybody who is ready.
+		sh.Replicas = slices.DeleteFunc(slices.Clone(sh.Replicas), func(r sharding.Replica) bool { return r.Node == n.cfg.ID })
+		if preferred == n.cfg.ID {
+			preferred = ""
+		}
+	}
+	return sharding.BalanceLeader(sh, n.cfg.ID, preferred, ready)
 }

@@ -183,6 +183,11 @@ func (h *httpServer) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	io.WriteString(w, "ok\n")
+	// Said, and ready all the same: reads and deletes are served, and a balancer that
+	// took the node out would take those, too.
+	if p := h.n.space.now.Load().problem(); p != "" {
+		io.WriteString(w, p+"\n")
+	}
 }
 
 func (h *httpServer) status(w http.ResponseWriter, _ *http.Request) {
@@ -257,6 +262,8 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 			h.fail(w, transport.Errorf(transport.CodeBusy, "%v", res.Code))
 		case command.CodeSessionUnknown, command.CodeSessionExpired:
 			httpError(w, http.StatusGone, errors.New("session expired: not carried out now; whether an earlier attempt was carried out is not known"))
+		case command.CodeDiskFull:
+			httpError(w, http.StatusInsufficientStorage, errors.New("nothing was done: "+res.Code.String()))
 		case command.CodeTooLarge: // by the shard's own limits
 			httpError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("over the limit of %d bytes", res.Int))
 		default:

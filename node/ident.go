@@ -50,6 +50,9 @@ const identVersion = 1
 type dataDir struct {
 	path string
 	lock *os.File
+	// fatal is told of each write that failed, once the node is open: what a start would
+	// find, nobody knows. It does not return. nil: errors are returned only.
+	fatal func(error)
 
 	mu sync.Mutex // guards id and its file
 	id ident
@@ -121,7 +124,7 @@ func (d *dataDir) update(change func(*ident)) error {
 	defer d.mu.Unlock()
 	next := d.id
 	change(&next)
-	if err := next.save(d.file("ident.json")); err != nil {
+	if err := d.checked(next.save(d.file("ident.json"))); err != nil {
 		return err
 	}
 	d.id = next
@@ -155,7 +158,7 @@ func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (str
 		return dir, nil
 	}
 	for _, p := range []string{filepath.Dir(dir), d.path} {
-		if err := syncDir(p); err != nil {
+		if err := d.checked(syncDir(p)); err != nil {
 			return "", err
 		}
 	}
@@ -190,7 +193,17 @@ func (d *dataDir) removeReplica(shard sharding.ShardID, id sharding.ReplicaID) e
 
 // saveMap caches the shard map, so that the node finds its peers after all of
 // them were down.
-func (d *dataDir) saveMap(m sharding.Map) error { return writeFileSynced(d.file("map"), m.Encode()) }
+func (d *dataDir) saveMap(m sharding.Map) error {
+	return d.checked(writeFileSynced(d.file("map"), m.Encode()))
+}
+
+// checked hands a failed write to fatal.
+func (d *dataDir) checked(err error) error {
+	if err != nil && d.fatal != nil {
+		d.fatal(err)
+	}
+	return err
+}
 
 // loadMap returns the cached map.
 func (d *dataDir) loadMap() (sharding.Map, bool, error) {

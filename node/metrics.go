@@ -14,7 +14,11 @@ func (n *Node) initMetrics() {
 	n.registry = prometheus.NewRegistry()
 	n.retries = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_forward_retries_total",
 		Help: "Attempts to reach a shard's leader that were made again."})
-	n.registry.MustRegister(n.retries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
+	n.scrubbed = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_scrub_bytes_total",
+		Help: "Bytes of state that the scrub read and found right."})
+	n.scrubs = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_scrubs_total",
+		Help: "Replicas whose whole state the scrub found right."})
+	n.registry.MustRegister(n.retries, n.scrubbed, n.scrubs, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
 }
 
 // stateCollector reads the node's state when it is asked, so that nothing has
@@ -33,6 +37,13 @@ var (
 	descApplied   = prometheus.NewDesc("abacus_shard_applied_index", "Last index applied by the replica here.", []string{"shard"}, nil)
 	descRecords   = prometheus.NewDesc("abacus_shard_records", "Keys in the replica here.", []string{"shard"}, nil)
 	descRepeats   = prometheus.NewDesc("abacus_session_repeats_total", "Repeated numbered commands that the replica here answered from its session table.", []string{"shard"}, nil)
+	descOverlay   = prometheus.NewDesc("abacus_shard_overlay_bytes", "State of the replica here that is in memory and not in its file yet.", []string{"shard"}, nil)
+	descHeld      = prometheus.NewDesc("abacus_shard_writes_held", "Whether this leader holds writes back until a checkpoint has made room.", []string{"shard"}, nil)
+	descHolds     = prometheus.NewDesc("abacus_shard_write_holds_total", "Times that this leader began to hold writes back.", []string{"shard"}, nil)
+	descNoRoom    = prometheus.NewDesc("abacus_shard_disk_full_refusals_total", "Commands that this leader refused because a disk was full.", []string{"shard"}, nil)
+	descDiskFree  = prometheus.NewDesc("abacus_disk_free_bytes", "Free space of the data directory's file system.", nil, nil)
+	descDiskLeast = prometheus.NewDesc("abacus_disk_least_free_bytes", "Below this, writes that add data are refused.", nil, nil)
+	descDiskFull  = prometheus.NewDesc("abacus_disk_full", "Whether writes that add data are refused for want of disk space here.", nil, nil)
 	descClients   = prometheus.NewDesc("abacus_resp_clients", "Open RESP connections.", []string{"port"}, nil)
 	descBuffered  = prometheus.NewDesc("abacus_resp_buffered_bytes", "Request bytes held for RESP connections.", []string{"port"}, nil)
 	descAccepted  = prometheus.NewDesc("abacus_resp_connections_total", "RESP connections accepted.", []string{"port"}, nil)
@@ -49,6 +60,7 @@ var (
 
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords, descRepeats,
+		descOverlay, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
 		descReads, descBusyReads, descRounds, descAsked, descUnheard, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
 		ch <- d
 	}
@@ -95,6 +107,17 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, st := range c.n.host.all() {
 		ch <- prometheus.MustNewConstMetric(descRepeats, prometheus.CounterValue, float64(st.Repeats()), strconv.FormatUint(uint64(st.Shard()), 10))
 	}
+	for _, st := range c.n.host.all() {
+		s, shard := st.Status(), strconv.FormatUint(uint64(st.Shard()), 10)
+		gauge(descOverlay, float64(s.OverlayBytes), shard)
+		gauge(descHeld, flag(s.Held), shard)
+		ch <- prometheus.MustNewConstMetric(descHolds, prometheus.CounterValue, float64(s.Holds), shard)
+		ch <- prometheus.MustNewConstMetric(descNoRoom, prometheus.CounterValue, float64(s.RefusedFull), shard)
+	}
+	disk := c.n.space.now.Load()
+	gauge(descDiskFree, float64(disk.free))
+	gauge(descDiskLeast, float64(disk.least))
+	gauge(descDiskFull, flag(disk.full))
 	for i, f := range c.n.fronts {
 		port, st := []string{"client", "cluster"}[i], f.Stats()
 		gauge(descClients, float64(st.Clients), port)

@@ -9,6 +9,9 @@
 //	runReconcile   the replicas open here (host) and the cached map
 //	runAnnounce    until the cluster knows this process
 //	runFound       until a bootstrap is complete
+//	runSpace       what the disk has left (space)
+//	runScrub       nothing: it reads
+//	store.Watch    nothing: it ends the process when a disk hangs
 //	lead           per shard, while this node leads it: members, leader balance, jobs
 //
 // The newest shard map is one immutable value (router), swapped whole.
@@ -59,6 +62,10 @@ type Node struct {
 	adopted   adoptions
 	opening   atomic.Uint32 // turns of openingShard
 	ready     *readiness
+	space     *space
+	// turn is shared by the state machines, so that one at a time writes a checkpoint.
+	turn             chan struct{}
+	scrubbed, scrubs prometheus.Counter
 
 	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile
 	stopping   atomic.Bool
@@ -84,8 +91,11 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Fatal == nil {
+		cfg.Fatal = func(err error) { panic(err) }
+	}
 	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(), peers: newPeers(),
-		ready: newReadiness(), mapChanged: make(chan struct{}, 1), failed: make(chan error, 1)}
+		ready: newReadiness(), mapChanged: make(chan struct{}, 1), failed: make(chan error, 1), turn: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.router.Store(sharding.NewRouter(sharding.Map{}))
 	n.initMetrics()
@@ -102,6 +112,12 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	// One node per directory, for two would destroy it.
 	if n.dir, err = openDataDir(cfg.DataDir, cfg.ID); err != nil {
 		closeAll(listeners)
+		return nil, err
+	}
+	n.dir.fatal = n.fatal
+	if n.space, err = newSpace(cfg.DataDir, uint64(cfg.MinFreeDisk)); err != nil {
+		closeAll(listeners)
+		n.dir.close()
 		return nil, err
 	}
 	// Peers are called by node id; the map says where they are now.
@@ -131,11 +147,15 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.enter(ctx); err != nil {
 		return nil, err
 	}
+	// Before anything writes: a disk may hang from the first moment.
+	n.run(func(ctx context.Context) error { store.Watch(ctx, cfg.DiskTimeout, n.host.all, n.fatal); return nil })
+	n.run(n.runSpace)
 	// Replicas before clients: a node without its replicas can only forward.
 	if err := n.openReplicas(ctx, n.Router().Map()); err != nil {
 		return nil, err
 	}
 	n.run(n.runExchange)
+	n.run(n.runScrub)
 	n.reconciling.Add(1)
 	n.run(func(ctx context.Context) error { defer n.reconciling.Done(); return n.runReconcile(ctx) })
 	if n.dir.ident().Founding {
@@ -263,14 +283,19 @@ func (n *Node) handOver(ctx context.Context) {
 	moves.Wait()
 }
 
-// successor is a living voter that has caught up.
-func (n *Node) successor(st *store.Store) (sharding.ReplicaID, bool) {
+// successor is a living voter that has caught up, one with room on its disk first.
+func (n *Node) successor(st *store.Store) (best sharding.ReplicaID, ok bool) {
 	for _, m := range st.Status().Members {
-		if ps, alive := n.peers.get(m.Node); m.Node != n.cfg.ID && m.Voter && alive && !ps.Stopping && st.CaughtUp(m.Replica) {
+		ps, alive := n.peers.get(m.Node)
+		if m.Node == n.cfg.ID || !m.Voter || !alive || ps.Stopping || !st.CaughtUp(m.Replica) {
+			continue
+		}
+		if !ps.DiskLow {
 			return m.Replica, true
 		}
+		best, ok = m.Replica, true
 	}
-	return "", false
+	return best, ok
 }
 
 // Failed yields an error if the node cannot go on; the process should then end.

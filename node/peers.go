@@ -28,12 +28,18 @@ const (
 type peerStatus struct {
 	Node sharding.NodeID `json:"node"`
 	// Boot is a random name of the process: two processes under one node id differ.
-	Boot         string          `json:"boot"`
-	Version      string          `json:"version"`
-	Epoch        uint64          `json:"epoch"`
-	UptimeMillis int64           `json:"uptime_ms"`
-	Stopping     bool            `json:"stopping,omitempty"`
-	Replicas     []replicaStatus `json:"replicas"`
+	Boot         string `json:"boot"`
+	Version      string `json:"version"`
+	Epoch        uint64 `json:"epoch"`
+	UptimeMillis int64  `json:"uptime_ms"`
+	Stopping     bool   `json:"stopping,omitempty"`
+	// DiskFree is in bytes. DiskLow: do not make this node a leader; DiskFull: it takes
+	// no more data.
+	DiskFree uint64 `json:"disk_free"`
+	DiskLow  bool   `json:"disk_low,omitempty"`
+	DiskFull bool   `json:"disk_full,omitempty"`
+
+	Replicas []replicaStatus `json:"replicas"`
 }
 
 // replicaStatus is one replica's view of its shard.
@@ -49,6 +55,9 @@ type replicaStatus struct {
 	Commit  uint64          `json:"commit"`
 	Applied uint64          `json:"applied"`
 	Records int64           `json:"records"`
+	// Overlay is the state in memory only, in bytes; Held, whether writes wait for it.
+	Overlay int64 `json:"overlay,omitempty"`
+	Held    bool  `json:"held,omitempty"`
 	// Voter is what the replica itself knows of its vote, for when nobody leads.
 	Voter bool `json:"voter,omitempty"`
 	// Members is the Raft configuration, told by the leader only.
@@ -232,6 +241,8 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 func (n *Node) status() peerStatus {
 	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
 		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load()}
+	disk := n.space.now.Load()
+	s.DiskFree, s.DiskLow, s.DiskFull = disk.free, disk.low, disk.full
 	for _, st := range n.host.all() {
 		s.Replicas = append(s.Replicas, describe(st))
 	}
@@ -250,7 +261,7 @@ func (n *Node) statusJSON() []byte {
 func describe(st *store.Store) replicaStatus {
 	s := st.Status()
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
-		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records}
+		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records, Overlay: s.OverlayBytes, Held: s.Held}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads {
 		r.Members, r.Committed = s.Members, st.Committed()

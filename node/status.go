@@ -35,6 +35,9 @@ type nodeView struct {
 	UptimeMillis int64           `json:"uptime_ms"`
 	Leads        int             `json:"leads"`
 	Replicas     int             `json:"replicas"`
+	// DiskFree is in bytes; DiskFull: writes that add data are refused there.
+	DiskFree uint64 `json:"disk_free"`
+	DiskFull bool   `json:"disk_full,omitempty"`
 }
 
 type shardView struct {
@@ -80,13 +83,17 @@ func (n *Node) clusterStatus() clusterStatus {
 	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Problems: []string{},
 		Nodes: []nodeView{}, Shards: []shardView{}}
 	for _, nd := range m.Nodes {
-		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis}
+		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis,
+			DiskFree: said[nd.ID].DiskFree, DiskFull: said[nd.ID].DiskFull}
 		if v.Alive {
 			for _, r := range said[nd.ID].Replicas {
 				v.Replicas++
 				if r.Leads {
 					v.Leads++
 				}
+			}
+			if v.DiskFull {
+				s.Problems = append(s.Problems, fmt.Sprintf("node %s: %s", nd.ID, diskProblem(v.DiskFree)))
 			}
 		} else {
 			s.Problems = append(s.Problems, fmt.Sprintf("node %s does not answer", nd.ID))

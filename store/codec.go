@@ -212,25 +212,30 @@ func decodeAppend(d *decoder, h raft.RPCHeader) (*raft.AppendEntriesRequest, err
 	return r, d.end()
 }
 
-func encodeAppendResponse(r *raft.AppendEntriesResponse) []byte {
-	e := &encoder{buf: make([]byte, 0, 18)}
+func encodeAppendResponse(r *raft.AppendEntriesResponse, rep report) []byte {
+	e := &encoder{buf: make([]byte, 0, 26)}
 	e.u8(wireVersion)
-	e.flags(r.Success, r.NoRetryBackoff)
+	e.flags(r.Success, r.NoRetryBackoff, rep.full)
 	e.u64(r.Term)
 	e.u64(r.LastLog)
+	e.u64(uint64(rep.overlay))
 	return e.buf
 }
 
-func decodeAppendResponse(frame []byte, r *raft.AppendEntriesResponse) error {
+func decodeAppendResponse(frame []byte, r *raft.AppendEntriesResponse) (rep report, err error) {
 	d := &decoder{buf: frame}
 	d.version()
-	f := d.flags(2)
+	f := d.flags(3)
 	// Whole, not field by field: raft's heartbeat loop hands in one response over and over.
 	*r = raft.AppendEntriesResponse{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
 		Success:   f[0], NoRetryBackoff: f[1], Term: d.u64(), LastLog: d.u64(),
 	}
-	return d.end()
+	rep = report{overlay: int64(d.u64()), full: f[2]}
+	if rep.overlay < 0 {
+		d.err = errWire
+	}
+	return rep, d.end()
 }
 
 func encodeVote(to address, r *raft.RequestVoteRequest) []byte {

@@ -75,7 +75,11 @@ func TestCodecRoundTrip(t *testing.T) {
 
 	resp := &raft.AppendEntriesResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}, Term: 4, LastLog: 8, NoRetryBackoff: true}
 	got := &raft.AppendEntriesResponse{Success: true} // of the answer before
-	same("append response", got, resp, decodeAppendResponse(encodeAppendResponse(resp), got))
+	for _, want := range []report{{}, {overlay: 77 << 20}, {overlay: 1, full: true}} {
+		rep, err := decodeAppendResponse(encodeAppendResponse(resp, want), got)
+		same("append response", got, resp, err)
+		same("report", rep, want, nil)
+	}
 	term, granted, err := decodeGrant(encodeGrant(6, true))
 	same("grant", []any{term, granted}, []any{uint64(6), true}, err)
 }
@@ -89,6 +93,10 @@ func TestCodecGolden(t *testing.T) {
 	want := []byte("\x01\x00\x00\x00\x01\x00\x00\x00\x01b\x03\x00\x00\x00\x01a\x00\x00\x00\x01A" +
 		"\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x01" +
 		"\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02hi\x00\x00\x00\x00")
+	resp := encodeAppendResponse(&raft.AppendEntriesResponse{Term: 2, LastLog: 4, Success: true}, report{overlay: 258, full: true})
+	if wantResp := []byte("\x01\x05\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x01\x02"); !bytes.Equal(resp, wantResp) {
+		t.Errorf("append response is\n%q, want\n%q", resp, wantResp)
+	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("append is\n%q, want\n%q", got, want)
 	}
@@ -143,7 +151,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add(encodePreVote(testTo, &raft.RequestPreVoteRequest{RPCHeader: testHeader, Term: 1}))
 	f.Add(encodeInstall(testTo, &raft.InstallSnapshotRequest{RPCHeader: testHeader, Term: 1, LastLogIndex: 2, Configuration: testConfiguration()}))
 	f.Add(encodeGrant(3, true))
-	f.Add(encodeAppendResponse(&raft.AppendEntriesResponse{Term: 3, Success: true}))
+	f.Add(encodeAppendResponse(&raft.AppendEntriesResponse{Term: 3, Success: true}, report{overlay: 5, full: true}))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		// None may panic, and what decodes must encode to the same bytes.
 		d, to, h := open(frame)
@@ -171,7 +179,9 @@ func FuzzCodec(f *testing.F) {
 			t.Error("grant does not round-trip")
 		}
 		var a raft.AppendEntriesResponse
-		_ = decodeAppendResponse(frame, &a)
+		if rep, err := decodeAppendResponse(frame, &a); err == nil && !bytes.Equal(encodeAppendResponse(&a, rep), frame) {
+			t.Error("append response does not round-trip")
+		}
 		_, _ = decodeMeta(frame)
 	})
 }

@@ -22,6 +22,7 @@
 //	confirms    the node's questions for reads (confirm.go): messages on the way, rounds open
 //	logStore    the log: monotonic, cached, stops the process when it fails
 //	stableStore term and vote: the term never falls, the vote is one value
+//	admission   what was held back or refused
 //	snapshots   metadata of our own snapshots, the file of one being received
 //
 // # Reads
@@ -42,7 +43,15 @@
 //
 // # Fail-stop
 //
-// An error of the log or of the term store stops the process. After a failed
-// sync nobody knows what is on the disk, and hashicorp/raft would go on with a
-// wrong idea of its log.
+// An error of the log, the votes, a snapshot's metadata, an install or a checkpoint
+// goes to Config.Fatal, which ends the process: after a failed sync nobody knows what
+// is on the disk, and hashicorp/raft would go on with a wrong idea of its log. Watch,
+// one goroutine per node, does the same for an operation that does not return. A leader whose
+// disk is slow stops to lead long before (Timing.Stuck).
+//
+// # What is let in
+//
+// The leader's loop takes no writes from its queue while the state in memory, its own
+// or a voter's, is over a bound, and Propose refuses what adds data where a disk is
+// full (admit.go). Both are decided before the log, so both refusals are certain.
 package store

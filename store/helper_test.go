@@ -362,17 +362,21 @@ func (g *gate) StoreLogs(ls []*raft.Log) error {
 // openLog opens a real log in a new directory.
 func openLog(t *testing.T) (*logStore, *stableStore) {
 	t.Helper()
-	db, err := openBolt(filepath.Join(t.TempDir(), "raft.db"))
+	path := filepath.Join(t.TempDir(), logFile)
+	db, err := openBolt(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	stable, err := newStableStore(db)
+	stable, err := newStableStore(db, path, stopProcess)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newLogStore(db, slog.New(slog.DiscardHandler)), stable
+	return newLogStore(db, path, stopProcess, slog.New(slog.DiscardHandler)), stable
 }
+
+// stopProcess is what Config.Fatal is by default.
+func stopProcess(err error) { panic(err) }
 
 // fails runs f, whose fatal must be called, and returns with what.
 func fails(t *testing.T, f func()) (err error) {

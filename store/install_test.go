@@ -390,7 +390,7 @@ func restartOver(t *testing.T, term uint64, logs []*raft.Log, snap *raft.Snapsho
 		t.Fatal(err)
 	}
 	mustClose(t, db)
-	snaps, err := openSnapshots(filepath.Join(dir, "snapshots"), c.log)
+	snaps, err := openSnapshots(filepath.Join(dir, "snapshots"), stopProcess, c.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -522,7 +522,7 @@ func TestBootstrapAfterCrash(t *testing.T) {
 func TestSnapshotMeta(t *testing.T) {
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	s, err := openSnapshots(dir, log)
+	s, err := openSnapshots(dir, stopProcess, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -540,7 +540,7 @@ func TestSnapshotMeta(t *testing.T) {
 	if err := take(9); err == nil {
 		t.Error("an older snapshot replaced a newer one")
 	}
-	again, err := openSnapshots(dir, log)
+	again, err := openSnapshots(dir, stopProcess, log)
 	if err != nil {
 		t.Fatal(err)
 	}

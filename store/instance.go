@@ -34,6 +34,7 @@ type instance struct {
 func newInstance(s *Store) (*instance, error) {
 	in := &instance{store: s, notify: make(chan bool), failed: make(chan string, 1), halting: make(chan struct{}), stopped: make(chan struct{})}
 	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.exclusive, s.log)
+	in.peers.report = func() report { return report{overlay: s.fsm.OverlayBytes(), full: s.cfg.DiskFull()} }
 	s.snaps.floor = in.peers.floor
 	s.logs.emptied = func() {
 		// We are on raft's main loop, in the middle of an install; it must not get to

@@ -60,6 +60,11 @@ type leadership struct {
 	// began; 0 if it does not.
 	began        time.Time
 	refusedSince atomic.Int64
+
+	// heldSince is when writes began to be held back, zero if they are not;
+	// heldWarned, whether that was said. The loop's own.
+	heldSince  time.Time
+	heldWarned bool
 }
 
 func newLeadership(in *instance) *leadership {
@@ -94,6 +99,7 @@ func (l *leadership) isReady() bool {
 
 func (l *leadership) run() {
 	defer close(l.done)
+	defer l.hold(false)
 	defer func() {
 		// Whoever still waits was never given to raft.
 		err := l.store.notLeader()
@@ -112,15 +118,24 @@ func (l *leadership) run() {
 	due := time.NewTimer(time.Hour)
 	defer due.Stop()
 	for {
+		over := l.overlayFull()
+		l.hold(over)
 		for inFlight < maxInFlight {
-			batch, cmds := l.queue.take(maxBatchBytes)
+			take := l.queue.take
+			if over {
+				take = l.queue.takeLight
+			}
+			batch, cmds := take(maxBatchBytes)
 			if len(batch) == 0 {
 				break
 			}
 			l.propose(batch, cmds)
 			inFlight++
 		}
-		if inFlight == 0 {
+		switch {
+		case over: // keys end later: taking them out costs memory, too
+			due.Reset(overlayPoll)
+		case inFlight == 0:
 			wait, now := l.nextDue()
 			if now {
 				l.lastDue = time.Now()

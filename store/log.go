@@ -56,6 +56,7 @@ func openBolt(path string) (db *raftboltdb.BoltStore, err error) {
 // lets no snapshot be taken while one is installed, and bbolt orders the rest.
 type logStore struct {
 	inner raft.LogStore
+	path  string
 	log   *slog.Logger
 	// fatal does not return.
 	fatal func(error)
@@ -72,7 +73,8 @@ type logStore struct {
 	// raft has not deleted yet; 0 if there is none.
 	installed atomic.Uint64
 
-	writing stopwatch // of the write under way
+	writing stopwatch // of a write under way
+	reading stopwatch // of what the cache does not have
 
 	// appended counts what was stored, to know when a snapshot is worth its while.
 	appendedEntries, appendedBytes atomic.Uint64
@@ -83,9 +85,9 @@ type logStore struct {
 	low   uint64 // entries below are not cached
 }
 
-func newLogStore(inner raft.LogStore, log *slog.Logger) *logStore {
-	return &logStore{inner: inner, log: log, fatal: func(err error) { panic(err) }, emptied: func() {},
-		snapshotEnd: func() (uint64, uint64) { return 0, 0 }, writing: newStopwatch()}
+func newLogStore(inner raft.LogStore, path string, fatal func(error), log *slog.Logger) *logStore {
+	return &logStore{inner: inner, path: path, log: log, fatal: fatal, emptied: func() {},
+		snapshotEnd: func() (uint64, uint64) { return 0, 0 }, writing: newStopwatch(), reading: newStopwatch()}
 }
 
 // IsMonotonic makes raft delete the whole old log when it installs a snapshot.
@@ -104,11 +106,11 @@ func (l *logStore) StoreLogs(logs []*raft.Log) error {
 	}
 	// An install is over once raft appends again.
 	l.installed.Store(0)
-	l.writing.begin()
+	writing := l.writing.begin()
 	err := l.inner.StoreLogs(logs)
-	l.writing.end()
+	l.writing.end(writing)
 	if err != nil {
-		l.fatal(fmt.Errorf("raft log: store entries %d to %d: %w", logs[0].Index, logs[len(logs)-1].Index, err))
+		l.fatal(fmt.Errorf("raft log %s: store entries %d to %d: %w", l.path, logs[0].Index, logs[len(logs)-1].Index, err))
 		return err
 	}
 	l.mu.Lock()
@@ -129,7 +131,9 @@ func (l *logStore) GetLog(index uint64, entry *raft.Log) error {
 		return nil
 	}
 	l.mu.Unlock()
+	reading := l.reading.begin()
 	err := l.inner.GetLog(index, entry)
+	l.reading.end(reading)
 	if errors.Is(err, raft.ErrLogNotFound) {
 		// Raft asks for it only to compare terms: nobody sends an entry whose
 		// predecessor he cannot read, but for the first.
@@ -148,9 +152,9 @@ func (l *logStore) DeleteRange(lo, hi uint64) error {
 	l.bytes, l.low = 0, 0
 	l.mu.Unlock()
 
-	l.writing.begin()
+	writing := l.writing.begin()
 	err := l.inner.DeleteRange(lo, hi)
-	l.writing.end()
+	l.writing.end(writing)
 	first, last := uint64(0), uint64(0)
 	if err == nil {
 		first, err = l.inner.FirstIndex()
@@ -164,7 +168,7 @@ func (l *logStore) DeleteRange(lo, hi uint64) error {
 	}
 	if err != nil {
 		// raft only logs this and goes on, with entries that must not be there.
-		l.fatal(fmt.Errorf("raft log: delete entries %d to %d: %w", lo, hi, err))
+		l.fatal(fmt.Errorf("raft log %s: delete entries %d to %d: %w", l.path, lo, hi, err))
 		return err
 	}
 	if last == 0 {
@@ -199,25 +203,6 @@ func (l *logStore) remember(entry *raft.Log) {
 	}
 }
 
-// stopwatch tells others how long one thing at a time has been under way.
-type stopwatch struct {
-	epoch time.Time
-	began *atomic.Int64 // ns since epoch; 0: nothing is under way
-}
-
-func newStopwatch() stopwatch { return stopwatch{epoch: time.Now(), began: new(atomic.Int64)} }
-
-func (w stopwatch) begin() { w.began.Store(int64(time.Since(w.epoch)) | 1) }
-func (w stopwatch) end()   { w.began.Store(0) }
-
-func (w stopwatch) running() time.Duration {
-	began := w.began.Load()
-	if began == 0 {
-		return 0
-	}
-	return time.Since(w.epoch) - time.Duration(began)
-}
-
 // Keys of raft's stable store, which it does not export.
 const (
 	keyCurrentTerm  = "CurrentTerm"
@@ -237,7 +222,10 @@ const voteVersion = 1
 // (hazard R25). Here the term is held back and written with the candidate.
 type stableStore struct {
 	inner raft.StableStore
+	path  string
 	fatal func(error)
+
+	writing stopwatch // of a write under way
 
 	// rising is held, for writing, while the term rises, and for reading by a
 	// heartbeat that bypasses raft's main loop: see instance.fastHeartbeat.
@@ -250,8 +238,8 @@ type stableStore struct {
 	held     uint64 // LastVoteTerm waiting for its candidate
 }
 
-func newStableStore(inner raft.StableStore) (*stableStore, error) {
-	s := &stableStore{inner: inner, fatal: func(err error) { panic(err) }}
+func newStableStore(inner raft.StableStore, path string, fatal func(error)) (*stableStore, error) {
+	s := &stableStore{inner: inner, path: path, fatal: fatal, writing: newStopwatch()}
 	term, err := inner.GetUint64([]byte(keyCurrentTerm))
 	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
 		return nil, fmt.Errorf("read term: %w", err)
@@ -283,6 +271,12 @@ func (s *stableStore) voted() bool {
 	return s.voteCand != nil
 }
 
+// write times a write, for Watch.
+func (s *stableStore) write(f func() error) error {
+	defer s.writing.end(s.writing.begin())
+	return f()
+}
+
 func (s *stableStore) SetUint64(key []byte, v uint64) error {
 	switch string(key) {
 	case keyCurrentTerm:
@@ -293,8 +287,8 @@ func (s *stableStore) SetUint64(key []byte, v uint64) error {
 		s.mu.Unlock()
 		return nil
 	}
-	if err := s.inner.SetUint64(key, v); err != nil {
-		s.fatal(fmt.Errorf("raft stable store: set %s: %w", key, err))
+	if err := s.write(func() error { return s.inner.SetUint64(key, v) }); err != nil {
+		s.fatal(fmt.Errorf("raft votes %s: set %s: %w", s.path, key, err))
 		return err
 	}
 	return nil
@@ -309,14 +303,14 @@ func (s *stableStore) setTerm(v uint64) error {
 	defer s.rising.Unlock()
 	if now := s.term.Load(); v < now {
 		// Elections are only safe, and reads only fresh, if this never happens.
-		err := fmt.Errorf("raft stable store: term falls from %d to %d", now, v)
+		err := fmt.Errorf("raft votes %s: term falls from %d to %d", s.path, now, v)
 		s.fatal(err)
 		return err
 	} else if v == now {
 		return nil
 	}
-	if err := s.inner.SetUint64([]byte(keyCurrentTerm), v); err != nil {
-		s.fatal(fmt.Errorf("raft stable store: set term %d: %w", v, err))
+	if err := s.write(func() error { return s.inner.SetUint64([]byte(keyCurrentTerm), v) }); err != nil {
+		s.fatal(fmt.Errorf("raft votes %s: set term %d: %w", s.path, v, err))
 		return err
 	}
 	s.term.Store(v)
@@ -337,8 +331,8 @@ func (s *stableStore) GetUint64(key []byte) (uint64, error) {
 
 func (s *stableStore) Set(key, v []byte) error {
 	if string(key) != keyLastVoteCand {
-		if err := s.inner.Set(key, v); err != nil {
-			s.fatal(fmt.Errorf("raft stable store: set %s: %w", key, err))
+		if err := s.write(func() error { return s.inner.Set(key, v) }); err != nil {
+			s.fatal(fmt.Errorf("raft votes %s: set %s: %w", s.path, key, err))
 			return err
 		}
 		return nil
@@ -346,7 +340,7 @@ func (s *stableStore) Set(key, v []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.voteCand != nil && s.held <= s.voteTerm {
-		err := fmt.Errorf("raft stable store: vote of term %d after one of term %d", s.held, s.voteTerm)
+		err := fmt.Errorf("raft votes %s: vote of term %d after one of term %d", s.path, s.held, s.voteTerm)
 		s.fatal(err)
 		return err
 	}
@@ -354,8 +348,8 @@ func (s *stableStore) Set(key, v []byte) error {
 	e.u8(voteVersion)
 	e.u64(s.held)
 	vote := append(e.buf, v...)
-	if err := s.inner.Set([]byte(keyVote), vote); err != nil {
-		s.fatal(fmt.Errorf("raft stable store: set vote of term %d: %w", s.held, err))
+	if err := s.write(func() error { return s.inner.Set([]byte(keyVote), vote) }); err != nil {
+		s.fatal(fmt.Errorf("raft votes %s: set vote of term %d: %w", s.path, s.held, err))
 		return err
 	}
 	s.voteTerm, s.voteCand = s.held, append([]byte{}, v...)

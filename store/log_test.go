@@ -139,7 +139,7 @@ func TestTermNeverFalls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	again, err := newStableStore(s.inner)
+	again, err := newStableStore(s.inner, s.path, stopProcess)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestVoteIsOneValue(t *testing.T) {
 	}
 	reopen := func() *stableStore {
 		t.Helper()
-		again, err := newStableStore(s.inner)
+		again, err := newStableStore(s.inner, s.path, stopProcess)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +224,7 @@ func TestVoteFormat(t *testing.T) {
 		if err := s.inner.Set([]byte(keyVote), bad); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := newStableStore(s.inner); err == nil {
+		if _, err := newStableStore(s.inner, s.path, stopProcess); err == nil {
 			t.Errorf("%v was taken for a vote", bad)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/hashicorp/raft"
 
@@ -18,8 +19,10 @@ type machine struct {
 	*fsm.FSM
 	snaps *snapshots
 	log   *logStore
-	// applying is of the batch under way, its sync included.
-	applying stopwatch
+	// applying is of the batch under way; restoring, of an install of restoreBytes.
+	applying, restoring stopwatch
+	restoreBytes        atomic.Int64
+	fatal               func(error)
 	// conf is the newest committed configuration that was applied. raft does not
 	// tell its index, which a safe change of members needs.
 	conf atomic.Pointer[configuration]
@@ -38,8 +41,8 @@ type outcome struct {
 	results []command.Result
 }
 
-func newMachine(f *fsm.FSM, snaps *snapshots, log *logStore) *machine {
-	m := &machine{FSM: f, snaps: snaps, log: log, applying: newStopwatch()}
+func newMachine(f *fsm.FSM, snaps *snapshots, log *logStore, fatal func(error)) *machine {
+	m := &machine{FSM: f, snaps: snaps, log: log, applying: newStopwatch(), restoring: newStopwatch(), fatal: fatal}
 	m.conf.Store(&configuration{})
 	if meta := snaps.latest(); meta != nil {
 		m.adopt(meta)
@@ -54,9 +57,9 @@ func (m *machine) adopt(meta *raft.SnapshotMeta) {
 func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
-	m.applying.begin()
+	applying := m.applying.begin()
 	out := m.FSM.ApplyBatch(logs)
-	m.applying.end()
+	m.applying.end(applying)
 	outcomes := make([]outcome, len(logs))
 	for i, l := range logs {
 		outcomes[i] = outcome{index: l.Index, term: l.Term}
@@ -74,7 +77,15 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 // Restore replaces the state by a received one. If ours is already as far as
 // the snapshot (a crash came between state and metadata), only the metadata is missing.
 func (m *machine) Restore(rc io.ReadCloser) error {
+	m.restoreBytes.Store(m.snaps.incomingBytes())
+	restoring := m.restoring.begin()
 	err := m.FSM.Restore(rc)
+	m.restoring.end(restoring)
+	if disk := new(syscall.Errno); errors.As(err, disk) {
+		// The file that it went to is thrown away, but a disk that fails here fails elsewhere.
+		m.fatal(err)
+		return err
+	}
 	covered := func(index uint64) bool {
 		return (err == nil || errors.Is(err, fsm.ErrStaleSnapshot)) && m.Flush() == nil && m.DurableIndex() >= index
 	}

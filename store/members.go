@@ -37,6 +37,13 @@ type Status struct {
 	Applied       uint64 // here
 	Durable       uint64 // from where a restart would go on
 	Records       int64  // keys stored here, with those that have ended and are not purged yet
+	// OverlayBytes is about how much memory the state takes that is not in its file yet.
+	OverlayBytes int64
+	// Held: this leader holds writes back until a checkpoint has made room, here or at a voter.
+	Held bool
+	// Holds is how often that began; RefusedFull, how many commands this leader refused
+	// because a disk was full.
+	Holds, RefusedFull uint64
 	// LastContact is how long ago a follower heard of the leader; -1 for never.
 	LastContact time.Duration
 	Members     []Member
@@ -73,6 +80,7 @@ func (s *Store) Status() Status {
 	st := Status{
 		Shard: s.cfg.Shard, Replica: s.cfg.Replica, Node: s.cfg.Node, State: "Restarting",
 		Applied: s.fsm.Applied(), Durable: s.fsm.DurableIndex(), Records: s.fsm.Stored(), Term: s.stable.term.Load(), LastContact: -1,
+		OverlayBytes: s.fsm.OverlayBytes(), Held: s.admit.held.Load(), Holds: s.admit.holds.Load(), RefusedFull: s.admit.refused.Load(),
 	}
 	in := s.inst.Load()
 	if in == nil {

@@ -105,14 +105,15 @@ func (l *pipeline) run() {
 			b, err := f.pending.Wait()
 			f.cancel()
 			l.unanswered.Add(-f.size)
+			var rep report
 			if err == nil {
-				err = decodeAppendResponse(b, f.resp)
+				rep, err = decodeAppendResponse(b, f.resp)
 			}
 			if err != nil {
 				l.peers.log.Debug("append pipeline ends", "peer", l.id, "err", err)
 				return
 			}
-			l.peers.note(l.id, f.start, f.req, f.resp)
+			l.peers.note(l.id, f.start, f.req, f.resp, rep)
 			select {
 			case l.done <- f:
 			case <-l.ctx.Done():

@@ -34,6 +34,9 @@ var errClosed = transport.Errorf(transport.CodeClosed, "replica is closed")
 // other proposals in one log entry. Errors are transport errors; if
 // transport.Certain does not hold for one, the commands may have been applied,
 // or may yet be. cmds may be reused when Propose returns.
+//
+// Where a disk is full, commands that add data are left out and answered with
+// command.CodeDiskFull; the others are committed as one unit all the same.
 func (s *Store) Propose(ctx context.Context, cmds []command.Command) ([]command.Result, uint64, error) {
 	if len(cmds) == 0 {
 		return nil, 0, transport.Errorf(transport.CodeBadRequest, "no commands")
@@ -51,6 +54,22 @@ func (s *Store) Propose(ctx context.Context, cmds []command.Command) ([]command.
 	if err != nil {
 		return nil, 0, err
 	}
+	if refused := l.refuseForSpace(cmds); refused != nil {
+		rest := without(cmds, refused)
+		if len(rest) == 0 {
+			return weave(nil, refused), 0, nil
+		}
+		results, index, err := s.proposeTo(ctx, l, rest)
+		if err != nil {
+			return nil, 0, err
+		}
+		return weave(results, refused), index, nil
+	}
+	return s.proposeTo(ctx, l, cmds)
+}
+
+// proposeTo has commands that are let in committed by a leadership.
+func (s *Store) proposeTo(ctx context.Context, l *leadership, cmds []command.Command) ([]command.Result, uint64, error) {
 	p := newProposal(cmds)
 	if p.size > MaxProposalBytes {
 		return nil, 0, transport.Errorf(transport.CodeTooLarge, "%d bytes of commands, limit %d", p.size, MaxProposalBytes)
@@ -133,6 +152,7 @@ type proposal struct {
 	// encoded is closed when cmds are no longer read.
 	encoded chan struct{}
 	queued  bool // guarded by the queue
+	light   bool // adds nothing to the state
 }
 
 type answer struct {
@@ -143,9 +163,10 @@ type answer struct {
 }
 
 func newProposal(cmds []command.Command) *proposal {
-	p := &proposal{cmds: cmds, answer: make(chan answer, 1), encoded: make(chan struct{})}
+	p := &proposal{cmds: cmds, answer: make(chan answer, 1), encoded: make(chan struct{}), light: true}
 	for i := range cmds {
 		p.size += cmds[i].Size()
+		p.light = p.light && addsNothing(&cmds[i])
 	}
 	return p
 }
@@ -180,6 +201,7 @@ type queue struct {
 	mu    sync.Mutex
 	items []*proposal // in order; some are no longer queued
 	live  int         // how many still are
+	light int         // how many of those add nothing
 	bytes int         // their size
 	err   error       // set by close
 }
@@ -210,6 +232,9 @@ func (q *queue) push(p *proposal) error {
 	q.items = append(q.items, p)
 	q.live++
 	q.bytes += p.size
+	if p.light {
+		q.light++
+	}
 	select {
 	case q.wake <- struct{}{}:
 	default:
@@ -235,6 +260,9 @@ func (q *queue) take(maxBytes int) ([]*proposal, []command.Command) {
 		batch = append(batch, p)
 		size += p.size
 		commands += len(p.cmds)
+		if p.light {
+			q.light--
+		}
 	}
 	if n == len(q.items) {
 		clear(q.items)
@@ -245,14 +273,45 @@ func (q *queue) take(maxBytes int) ([]*proposal, []command.Command) {
 	}
 	q.live -= len(batch)
 	q.bytes -= size
+	return batch, joined(batch, commands)
+}
+
+// joined are the commands of a batch of proposals.
+func joined(batch []*proposal, commands int) []command.Command {
 	if len(batch) == 0 {
-		return nil, nil
+		return nil
 	}
 	cmds := make([]command.Command, 0, commands)
 	for _, p := range batch {
 		cmds = append(cmds, p.cmds...)
 	}
-	return batch, cmds
+	return cmds
+}
+
+// takeLight is take for those that add nothing. They pass others, which nobody can
+// tell: all of them are still unanswered.
+func (q *queue) takeLight(maxBytes int) ([]*proposal, []command.Command) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var batch []*proposal
+	size, commands := 0, 0
+	for i := 0; i < len(q.items) && q.light > 0; i++ {
+		p := q.items[i]
+		if !p.queued || !p.light {
+			continue
+		}
+		if len(batch) > 0 && size+p.size > maxBytes {
+			break
+		}
+		p.queued = false // push clears it away
+		q.light--
+		batch = append(batch, p)
+		size += p.size
+		commands += len(p.cmds)
+	}
+	q.live -= len(batch)
+	q.bytes -= size
+	return batch, joined(batch, commands)
 }
 
 // forget takes a proposal out; false if it is not in the queue any more.
@@ -265,6 +324,9 @@ func (q *queue) forget(p *proposal) bool {
 	p.queued = false
 	q.live--
 	q.bytes -= p.size
+	if p.light {
+		q.light--
+	}
 	return true
 }
 
@@ -282,7 +344,7 @@ func (q *queue) close(err error) {
 			p.answer <- answer{err: err}
 		}
 	}
-	q.items, q.live, q.bytes = nil, 0, 0
+	q.items, q.live, q.light, q.bytes = nil, 0, 0, 0
 }
 
 // wanted knows the batches whose answers this replica waits for. The ids begin

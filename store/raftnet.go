@@ -126,7 +126,7 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 	if isHeartbeat(req) {
 		if resp, ok := p.fastHeartbeat(req); ok {
 			p.hear(time.Now(), req, resp)
-			reply(encodeAppendResponse(resp), nil)
+			reply(encodeAppendResponse(resp, p.report()), nil)
 			return
 		}
 		queue = p.heartbeats
@@ -235,6 +235,8 @@ type peers struct {
 	stable *stableStore
 	// stuckFor is how long our disk has been at one write, of the log or the state.
 	stuckFor func() time.Duration
+	// report is what this replica tells its leader of itself. Set before start.
+	report func() report
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
 	// finish inside the other and then believes the older one (hazard R26).
 	exclusive chan struct{}
@@ -267,7 +269,8 @@ type follower struct {
 	match   uint64 // its log equals ours up to here
 	contact time.Time
 	// sent is when the newest request was sent that it answered: it was ours then.
-	sent time.Time
+	sent   time.Time
+	report report // with its last answer
 }
 
 // inbound is an AppendEntries that waits for raft's main loop.
@@ -353,7 +356,7 @@ func (p *peers) pump(queue <-chan inbound) {
 			resp, err := p.dispatch(p.ctx, in.req, nil)
 			if a, ok := resp.(*raft.AppendEntriesResponse); ok && err == nil {
 				p.hear(in.at, in.req, a)
-				in.reply(encodeAppendResponse(a), nil)
+				in.reply(encodeAppendResponse(a, p.report()), nil)
 			} else {
 				in.reply(nil, err)
 			}
@@ -514,10 +517,11 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if err != nil {
 		return err
 	}
-	if err := decodeAppendResponse(b, resp); err != nil {
+	rep, err := decodeAppendResponse(b, resp)
+	if err != nil {
 		return err
 	}
-	p.note(id, sent, req, resp)
+	p.note(id, sent, req, resp, rep)
 	return nil
 }
 
@@ -534,7 +538,7 @@ func trim(req *raft.AppendEntriesRequest) {
 }
 
 // note remembers how far a follower is.
-func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, rep report) {
 	if resp.Term > req.Term {
 		return
 	}
@@ -547,7 +551,7 @@ func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRe
 	if f.term < req.Term {
 		f = follower{term: req.Term}
 	}
-	f.contact = time.Now()
+	f.contact, f.report = time.Now(), rep
 	if sent.After(f.sent) {
 		f.sent = sent
 	}

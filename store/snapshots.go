@@ -41,6 +41,10 @@ type snapshots struct {
 	// floor is the index up to which raft has applied or knows committed. raft never
 	// compares it with what it is told to install (hazard R23).
 	floor func() uint64
+	// fatal is told when metadata could not be written: what a start would find
+	// there, nobody knows. It does not return.
+	fatal  func(error)
+	saving stopwatch // of the write under way
 
 	mu     sync.Mutex
 	newest *raft.SnapshotMeta // nil: none yet
@@ -64,7 +68,7 @@ type savedServer struct {
 	Suffrage string `json:"suffrage"` // "voter" or "nonvoter"
 }
 
-func openSnapshots(dir string, log *slog.Logger) (*snapshots, error) {
+func openSnapshots(dir string, fatal func(error), log *slog.Logger) (*snapshots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
@@ -79,7 +83,7 @@ func openSnapshots(dir string, log *slog.Logger) (*snapshots, error) {
 			}
 		}
 	}
-	s := &snapshots{dir: dir, log: log, floor: func() uint64 { return 0 }}
+	s := &snapshots{dir: dir, log: log, floor: func() uint64 { return 0 }, fatal: fatal, saving: newStopwatch()}
 	path := filepath.Join(dir, metaFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -152,8 +156,13 @@ func (s *snapshots) save(m *raft.SnapshotMeta) error {
 		return fmt.Errorf("encode snapshot metadata: %w", err)
 	}
 	path := filepath.Join(s.dir, metaFile)
-	if err := writeDurably(path, data); err != nil {
-		return fmt.Errorf("write snapshot metadata %s: %w", path, err)
+	saving := s.saving.begin()
+	err = writeDurably(path, data)
+	s.saving.end(saving)
+	if err != nil {
+		err = fmt.Errorf("write snapshot metadata %s: %w", path, err)
+		s.fatal(err)
+		return err
 	}
 	s.newest = m
 	return nil
@@ -256,6 +265,16 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	m := *own
 	m.Size = size
 	return &m, r, nil
+}
+
+// incomingBytes is the size of the received snapshot.
+func (s *snapshots) incomingBytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.incoming == nil {
+		return 0
+	}
+	return s.incoming.meta.Size
 }
 
 // restored is told how the restore of the received snapshot went. covered says

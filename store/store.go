@@ -19,6 +19,12 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
+// In a replica's directory.
+const (
+	logFile  = "raft.db"
+	stateDir = "state"
+)
+
 // Config says which replica to open, where and how.
 type Config struct {
 	// Shard and Replica name the replica for ever; Node is where it is kept, and
@@ -45,12 +51,25 @@ type Config struct {
 	Snapshots Snapshots
 	// WrapLog wraps the log's file, so that a test can make it slow or fail.
 	WrapLog func(raft.LogStore) raft.LogStore
-	// WrapStable wraps the file of the term and the vote, likewise.
+	// WrapStable does the same for the term and the votes.
 	WrapStable func(raft.StableStore) raft.StableStore
-	// InitialMmapSize, CheckpointBytes and OnCheckpoint are of the state: see fsm.Config.
+	// InitialMmapSize is the address space of the state file: see fsm.Config.
 	InitialMmapSize int
+	// CheckpointBytes, Turn and OnCheckpoint are the state's: see fsm.Config. Turn is
+	// shared by all replicas of a node.
 	CheckpointBytes int64
+	Turn            chan struct{}
 	OnCheckpoint    func()
+	// MaxOverlayBytes is how much state may lie in memory, not in the file yet, here or
+	// on any voter, before a leader takes no more writes into the log: they wait, and are
+	// refused at their deadline. Default 64 MiB, eight checkpoints' worth.
+	MaxOverlayBytes int64
+	// DiskFull says whether this node's disk has no room for more data; nil: never. It
+	// is asked for each proposal, and must not wait.
+	DiskFull func() bool
+	// Fatal is told of an error or a hang of the disk, after which nobody knows what
+	// is on it. It ends the process and does not return. Default: panic.
+	Fatal func(error)
 	// Log; default: none.
 	Log *slog.Logger
 }
@@ -63,7 +82,9 @@ type Timing struct {
 	// Election is how long a candidate waits for votes; at least Heartbeat. Default 1 s.
 	Election time.Duration
 	// Lease is how long a leader goes without hearing from a majority before it
-	// steps down; at most Heartbeat. Default 500 ms.
+	// steps down; at most Heartbeat. Default 1 s: as long as a follower goes without
+	// hearing from it. No read and no write rests on it. When it is shorter, a leader that waits for
+	// a processor steps down before anybody asked for votes.
 	Lease time.Duration
 	// Commit is how often a leader tells idle followers the commit index. Default 50 ms.
 	Commit time.Duration
@@ -72,9 +93,10 @@ type Timing struct {
 	Stuck time.Duration
 }
 
-// DefaultTiming is what hashicorp/raft defaults to: patience enough for a slow fsync.
+// DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync,
+// but for a longer lease: docs/decisions/0011-fail-stop.md has the measurement.
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: 500 * time.Millisecond, Commit: 50 * time.Millisecond, Stuck: 3 * time.Second}
+	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 50 * time.Millisecond, Stuck: 3 * time.Second}
 }
 
 // Snapshots says when the log is cut and what is left of it. Entries are batches
@@ -123,6 +145,13 @@ func (c *Config) setDefaults() {
 	orDefault(&s.TrailingBytes, ds.TrailingBytes)
 	orDefault(&s.Interval, ds.Interval)
 	s.Trailing = max(s.Trailing, MinTrailing)
+	orDefault(&c.MaxOverlayBytes, 64<<20)
+	if c.DiskFull == nil {
+		c.DiskFull = func() bool { return false }
+	}
+	if c.Fatal == nil {
+		c.Fatal = func(err error) { panic(err) }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -170,6 +199,7 @@ type Store struct {
 	lead     atomic.Pointer[leadership]
 	wanted   *wanted
 	inFlight tracker
+	admit    admission
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -213,22 +243,23 @@ func (s *Store) open() error {
 		return err
 	}
 	var err error
-	if s.db, err = openBolt(filepath.Join(s.cfg.Dir, "raft.db")); err != nil {
+	raftPath := filepath.Join(s.cfg.Dir, logFile)
+	if s.db, err = openBolt(raftPath); err != nil {
 		return err
 	}
 	var logs raft.LogStore = s.db
 	if s.cfg.WrapLog != nil {
 		logs = s.cfg.WrapLog(logs)
 	}
-	s.logs = newLogStore(logs, s.log)
+	s.logs = newLogStore(logs, raftPath, s.cfg.Fatal, s.log)
 	var stable raft.StableStore = s.db
 	if s.cfg.WrapStable != nil {
 		stable = s.cfg.WrapStable(stable)
 	}
-	if s.stable, err = newStableStore(stable); err != nil {
+	if s.stable, err = newStableStore(stable, raftPath, s.cfg.Fatal); err != nil {
 		return err
 	}
-	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.log); err != nil {
+	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.cfg.Fatal, s.log); err != nil {
 		return err
 	}
 	s.logs.snapshotEnd = func() (index, term uint64) {
@@ -237,13 +268,13 @@ func (s *Store) open() error {
 		}
 		return 0, 0
 	}
-	stateDir := filepath.Join(s.cfg.Dir, "state")
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+	state := filepath.Join(s.cfg.Dir, stateDir)
+	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}
-	s.fsm, err = fsm.Open(stateDir, fsm.Config{
+	s.fsm, err = fsm.Open(state, fsm.Config{
 		Log: s.log, Wanted: s.wanted.has, OnRecord: s.cfg.OnRecord, InitialMmapSize: s.cfg.InitialMmapSize,
-		CheckpointBytes: s.cfg.CheckpointBytes, OnCheckpoint: s.cfg.OnCheckpoint,
+		CheckpointBytes: s.cfg.CheckpointBytes, Turn: s.cfg.Turn, OnCheckpoint: s.cfg.OnCheckpoint, Fatal: s.cfg.Fatal,
 	})
 	if err != nil {
 		return err
@@ -257,7 +288,7 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	s.machine = newMachine(s.fsm, s.snaps, s.logs)
+	s.machine = newMachine(s.fsm, s.snaps, s.logs, s.cfg.Fatal)
 	in, err := newInstance(s)
 	if err != nil {
 		return err
@@ -300,7 +331,8 @@ func (s *Store) run() {
 			}
 			// The log and the state of a running replica do not fit together: only a
 			// start from the disk can tell.
-			panic(fmt.Errorf("store: restart raft of replica %s of shard %d: %w", s.cfg.Replica, s.cfg.Shard, err))
+			s.cfg.Fatal(fmt.Errorf("%s: restart raft of replica %s of shard %d: %w", s.cfg.Dir, s.cfg.Replica, s.cfg.Shard, err))
+			return
 		}
 	}
 }

@@ -135,7 +135,7 @@ func (w *writer) note(history *[]outcome, took time.Duration, err error) bool {
 		w.slowest = max(w.slowest, took)
 	case errors.Is(err, client.ErrUncertain):
 		o, w.lastFail = uncertain, err
-	case errors.Is(err, client.ErrUnavailable):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrDiskFull):
 		o, w.lastFail = refused, err
 	default:
 		o, w.failure = uncertain, err

@@ -70,7 +70,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.Is(err, job.ErrTimeout):
 		return exitTimeout
-	case errors.Is(err, client.ErrUnavailable):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrDiskFull):
 		return exitUnavailable
 	case errors.Is(err, client.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
@@ -95,6 +95,8 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 		return fmt.Sprintf("the nodes at %s have no room for another connection: end some clients, give other nodes with --addr or ABACUS_ADDR, or raise --max-clients of abacusd", a.addrs)
 	case errors.Is(err, client.ErrNotClientPort):
 		return fmt.Sprintf("%s is not a client port; give one with --addr or ABACUS_ADDR: 7401 by default (7601 is HTTP, 7501 is for the nodes among themselves)", a.addrs)
+	case errors.Is(err, client.ErrDiskFull):
+		return "delete what is not needed, or make room on the nodes' disks; \"abacus status\" tells which"
 	case errors.Is(err, client.ErrUnavailable):
 		return fmt.Sprintf("no node took the request at %s; look at a running one with \"abacus status\", start a cluster here with \"abacus dev up\", or name other nodes with --addr a,b,c / ABACUS_ADDR", a.addrs)
 	}

@@ -24,9 +24,10 @@ var version = "dev"
 // Exit codes.
 const (
 	exitOK     = 0
-	exitFailed = 1 // could not start, or a loop failed
-	exitUsage  = 2 // flags, environment or configuration file
-	exitForced = 3 // a second signal, or the graceful stop took too long
+	exitFailed = 1              // could not start, or a loop failed
+	exitUsage  = 2              // flags, environment or configuration file
+	exitForced = 3              // a second signal, or the graceful stop took too long
+	exitFatal  = node.ExitFatal // 70: the disk failed or hung
 )
 
 func main() {
@@ -86,7 +87,12 @@ in a YAML file (data-dir: ...) named by --config; flags win over the
 environment, and the environment over the file.
 
 SIGTERM or SIGINT stop it gracefully: leaderships are handed over, what is in
-flight is finished. A second one stops it at once.`,
+flight is finished. A second one stops it at once.
+
+When its disk fails or hangs, it ends at once with exit code 70 and a line that
+names the file: nobody knows then what is on the disk. Nothing acknowledged is
+lost: a majority has it. Other exit codes: 1 could not start, or failed; 2 wrong
+flags; 3 stopped at once.`,
 		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -99,6 +105,7 @@ flight is finished. A second one stops it at once.`,
 				return &usageError{err}
 			}
 			cfg.Log = log
+			cfg.Fatal = func(err error) { die(stderr, err) }
 			if err := cfg.Validate(); err != nil {
 				return &usageError{err}
 			}

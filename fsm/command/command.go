@@ -186,6 +186,9 @@ const (
 	// CodeSessionFull: the session has too many numbers whose answers it did not
 	// give up. Not carried out.
 	CodeSessionFull
+	// CodeDiskFull: a disk has no room for more data. No shard ever answers with it: the
+	// leader does, before the log.
+	CodeDiskFull
 )
 
 // Result is the answer to one command.

@@ -222,6 +222,8 @@ func (c Code) String() string {
 		return "the session or the number is forgotten"
 	case CodeSessionFull:
 		return "too many numbers of the session wait for their answers to be given up"
+	case CodeDiskFull:
+		return "a disk has no room for more data"
 	}
 	return fmt.Sprintf("code(%d)", uint8(c))
 }

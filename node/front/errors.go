@@ -14,7 +14,7 @@ import (
 
 // errorPrefixes are the first words that our errors can have; libraries decide
 // by them whether to retry. The last counts all others.
-var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "SESSIONEXPIRED", "EXECABORT", "BUSY", "NOTFOUND", "BADJOB", "NOPROTO", "WRONGPASS", "other"}
+var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "SESSIONEXPIRED", "EXECABORT", "BUSY", "NOTFOUND", "BADJOB", "DISKFULL", "NOPROTO", "WRONGPASS", "other"}
 
 // refusal is an error reply: its prefix and text.
 type refusal string
@@ -112,6 +112,8 @@ func resultError(r *command.Result) string {
 		return string(errNaN)
 	case command.CodeTooLarge:
 		return "TOOLARGE key or value over the limit of " + strconv.FormatInt(r.Int, 10) + " bytes"
+	case command.CodeDiskFull:
+		return "DISKFULL nothing was done: " + r.Code.String() + "; deletes and reads go on"
 	case command.CodeWrongShard:
 		return "TRYAGAIN nothing was done: the slot has moved to another shard"
 	case command.CodeSessionUnknown, command.CodeSessionExpired:
