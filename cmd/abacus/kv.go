@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"time"
 
@@ -27,7 +26,7 @@ terminal. No such key: exit code 1. Reads are linearizable.`,
 		Example: `  abacus get greeting
   abacus get photo > photo.jpg
   abacus get greeting -o json`,
-		Args: takes(1, 1),
+		Args: withKey(takes(1, 1), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				v, err := c.Get(ctx, args[0])
@@ -68,7 +67,7 @@ shard's replicas. Exit code 6 says that the outcome is unknown.`,
   date | abacus put today -
   abacus put session abc --ttl 30m
   abacus put balance -- -5            # a value that begins with -`,
-		Args: takes(1, 2),
+		Args: withKey(takes(1, 2), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := putValue(cmd.InOrStdin(), args, file)
 			if err != nil {
@@ -109,9 +108,9 @@ func putValue(stdin io.Reader, args []string, file string) ([]byte, error) {
 	case file != "" && len(args) == 2:
 		return nil, usagef("give the value either as an argument or with --file")
 	case file != "":
-		f, err := os.Open(file)
+		f, _, err := openInput(file, stdin)
 		if err != nil {
-			return nil, err // it says which file and why
+			return nil, err
 		}
 		defer f.Close()
 		return readValue(f, file)
@@ -161,7 +160,7 @@ removed as one; others one by one.`,
 		Example: `  abacus del greeting
   abacus del session/1 session/2
   abacus scan --prefix tmp/ | xargs abacus del`,
-		Args: cobra.MinimumNArgs(1),
+		Args: withKey(takesSome, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				n, err := c.Del(ctx, args...)
@@ -185,7 +184,7 @@ Exit code 6 says that the outcome is unknown: the sum may or may not have been
 stored. Read the key before trying again, or it may be counted twice.`,
 		Example: `  abacus incr visits
   abacus incr stock -- -3`,
-		Args: takes(1, 2),
+		Args: withKey(takes(1, 2), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			by := int64(1)
 			if len(args) == 2 {
@@ -197,7 +196,7 @@ stored. Read the key before trying again, or it may be counted twice.`,
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				n, err := c.Incr(ctx, args[0], by)
 				if err != nil {
-					return err
+					return fmt.Errorf("incr %s: %w", shown(args[0]), err)
 				}
 				return a.number(cmd, "value", n)
 			})
@@ -215,7 +214,7 @@ not, and nothing was changed. To create a key only if there is none, use
 		Example: `  abacus cas lock free taken
   abacus cas greeting hello "good bye"
   abacus cas balance -- 10 -5         # a value that begins with -`,
-		Args: takes(3, 3),
+		Args: withKey(takes(3, 3), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				swapped, err := c.CAS(ctx, args[0], []byte(args[1]), []byte(args[2]))
