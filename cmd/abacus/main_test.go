@@ -423,8 +423,9 @@ func TestStatus(t *testing.T) {
 		t.Errorf("status of a healthy cluster: %+v", r)
 	}
 	sick := `{"cluster_id":"x","node":"n1","replicas_wanted":3,"nodes":[{"id":"n1","alive":true,"leads":1},{"id":"n2"}],
-		"shards":[{"id":4,"slots":"0-16383","leader":"","replicas":[{"id":"n1.1","node":"n1","state":"leader","voter":true,"lag":0},
-		{"id":"n2.1","node":"n2","state":"down","voter":true,"lag":12}],"healthy":false,"problem":"no leader"}],"healthy":false,"problems":["node n2 is down","shard 4: no leader"]}`
+		"shards":[{"id":3,"leader":"n1","records":5,"healthy":false,"problem":"replica n2.1 is down"},{"id":5,"leader":"n1","records":6,"healthy":false,"problem":"replica n2.1 is down"},
+		{"id":4,"slots":"0-16383","leader":"","replicas":[{"id":"n1.1","node":"n1","state":"leader","voter":true,"lag":0},
+		{"id":"n2.1","node":"n2","state":"down","voter":true,"lag":12}],"healthy":false,"problem":"no leader"}],"healthy":false,"notes":["a note"],"problems":["node n2 is down","shard 3: replica n2.1 is down","shard 5: replica n2.1 is down","shard 4: no leader"]}`
 	c.Hook(func(r *clienttest.Request) clienttest.Fate {
 		if r.Args[0] != "ABACUS.STATUS" {
 			return clienttest.Serve
@@ -433,15 +434,16 @@ func TestStatus(t *testing.T) {
 		return clienttest.Done
 	})
 	r = abacus(t, c, "", "status")
-	for _, want := range []string{"DOWN", "2 of 3", "n1* n2(down,-12)", "SICK: no leader", "sick:\n  node n2 is down\n  shard 4: no leader\n"} {
+	for _, want := range []string{"DOWN", "2 of 3", "n1* n2(down,-12)", " SICK\n", "at least 11 keys (1 shard not counted)", "4      0-16383  -       ?     ?",
+		"\nnote: a note\nsick:\n  node n2 is down\n  shards 3, 5: replica n2.1 is down\n  shard 4: no leader\n"} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("status does not say %q:\n%s", want, r.out)
 		}
 	}
-	if r.code != 1 || !strings.Contains(r.info, "node n2 is down; shard 4: no leader") {
+	if r.code != 1 || r.info != "abacus: the cluster is not well\n" {
 		t.Errorf("exit %d, stderr %q", r.code, r.info)
 	}
-	if r := abacus(t, c, "", "status", "-o", "json"); r.code != 1 || !json.Valid([]byte(r.out)) {
+	if r := abacus(t, c, "", "status", "-o", "json"); r.code != 1 || !json.Valid([]byte(r.out)) || !strings.Contains(r.info, "node n2 is down; shards 3, 5: replica n2.1 is down; and 1 more") {
 		t.Errorf("as JSON: %+v", r)
 	}
 }
