@@ -96,6 +96,11 @@ func (t *TCP) serve(raw net.Conn) {
 	if err != nil {
 		t.stats.refused.Add(1)
 		t.log.Debug("connection without hello", "remote", raw.RemoteAddr().String(), "err", err)
+		if errors.Is(err, errMagic) {
+			// A client that mistook the port, as a rule. Closed without a word it would
+			// try again for long; these bytes no client takes for an answer.
+			_ = writeAll(raw, appendAnswer(nil, Errorf(CodeRefused, "this is the port for nodes among themselves")), t.cfg.DialTimeout)
+		}
 		return
 	}
 	if refusal != nil {
