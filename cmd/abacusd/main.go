@@ -102,6 +102,9 @@ flight is finished. A second one stops it at once.`,
 			if err := cfg.Validate(); err != nil {
 				return &usageError{err}
 			}
+			if given := ignored(cmd.Flags(), cfg); given != "" {
+				log.Warn(given + " is ignored: the node that bootstraps a cluster decides")
+			}
 			return serve(cfg)
 		},
 	}
