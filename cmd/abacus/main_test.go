@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/client"
 	"github.com/abacusdb/abacus/client/clienttest"
 	"github.com/abacusdb/abacus/compute/job"
 )
@@ -412,6 +413,40 @@ func TestImportUnderFaults(t *testing.T) {
 		}
 		if v, _ := c.Value(fmt.Sprint("k", k)); v != fmt.Sprint(want) {
 			t.Fatalf("k%d is %s, want %d", k, v, want)
+		}
+	}
+}
+
+// Progress is what the cluster has acknowledged, not what was read ahead.
+func TestImportProgress(t *testing.T) {
+	c := clienttest.New(t, 1)
+	cl, err := client.Open(client.Config{Addrs: c.Addrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	in := strings.Repeat("k\tv\n", 3*batchRecords)
+	for _, refuse := range []bool{false, true} {
+		c.Hook(func(r *clienttest.Request) clienttest.Fate {
+			if refuse && r.Args[0] == "SET" {
+				r.Reply.Error("ERR full")
+				return clienttest.Done
+			}
+			return clienttest.Serve
+		})
+		file := &countedReader{r: strings.NewReader(in)}
+		next, err := newRecords(file, recordOptions{format: "kv", width: 9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last pumped
+		total, err := pump(t.Context(), cl, next, file.count, func(p pumped) { last = p })
+		want := pumped{3 * batchRecords, 3 * batchRecords * 2, int64(len(in))}
+		if refuse {
+			want = pumped{}
+		}
+		if (err != nil) != refuse || total != want || last != want {
+			t.Errorf("refused %v: %+v, reported %+v, want %+v, %v", refuse, total, last, want, err)
 		}
 	}
 }
