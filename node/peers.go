@@ -51,7 +51,8 @@ type replicaStatus struct {
 	Records int64           `json:"records"`
 	// Voter is what the replica itself knows of its vote, for when nobody leads.
 	Voter bool `json:"voter,omitempty"`
-	// Members is the Raft configuration, told by the leader only.
+	// Members is the Raft configuration, told by the leader, and by all while they
+	// know of none.
 	Members []store.Member `json:"members,omitempty"`
 }
 
@@ -232,7 +233,7 @@ func describe(st *store.Store) replicaStatus {
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
 		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
-	if r.Leads {
+	if r.Leads || r.Leader == "" {
 		r.Members = s.Members
 	}
 	return r

@@ -193,7 +193,8 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	return v
 }
 
-// lastMembers are the members that the last leader named, dead though it may be.
+// lastMembers are the members by the last word of who was in the newest term, dead
+// though it may be.
 func lastMembers(sh sharding.Shard, said map[sharding.NodeID]peerStatus) []store.Member {
 	var last replicaStatus
 	for _, r := range sh.Replicas {

@@ -553,7 +553,13 @@ func printDevStatus(cmd *cobra.Command, c *proc.Cluster, dir string) error {
 		}
 	}
 	if statusErr == nil {
-		problems, notes = append(problems, status.Problems...), status.Notes
+		var sick []sickShard
+		for _, s := range status.Shards {
+			if !s.Healthy {
+				sick = append(sick, sickShard{s.ID, s.Problem})
+			}
+		}
+		problems, notes = append(problems, together(status.Problems, sick)...), status.Notes
 	}
 	healthy := statusErr == nil && status.Healthy && len(problems) == 0
 	out := cmd.OutOrStdout()

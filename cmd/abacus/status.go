@@ -72,20 +72,36 @@ func problems(st client.Status) []string {
 	if st.Healthy {
 		return nil
 	}
+	var sick []sickShard
+	for _, s := range st.Shards {
+		if !s.Healthy {
+			sick = append(sick, sickShard{s.ID, s.Problem})
+		}
+	}
+	if out := together(st.Problems, sick); len(out) > 0 {
+		return out
+	}
+	return []string{"the node gives no reason"}
+}
+
+type sickShard struct {
+	id      uint32
+	problem string
+}
+
+// together makes one sentence of those about shards with one problem.
+func together(all []string, sick []sickShard) []string {
 	var out, ills []string
 	shards := map[string][]string{} // by what they suffer from
-	told := map[string]bool{}       // among the cluster's own sentences
-	for _, s := range st.Shards {
-		if s.Healthy {
-			continue
+	told := map[string]bool{}       // among all
+	for _, s := range sick {
+		told[fmt.Sprintf("shard %d: %s", s.id, s.problem)] = true
+		if shards[s.problem] == nil {
+			ills = append(ills, s.problem)
 		}
-		told[fmt.Sprintf("shard %d: %s", s.ID, s.Problem)] = true
-		if shards[s.Problem] == nil {
-			ills = append(ills, s.Problem)
-		}
-		shards[s.Problem] = append(shards[s.Problem], strconv.FormatUint(uint64(s.ID), 10))
+		shards[s.problem] = append(shards[s.problem], strconv.FormatUint(uint64(s.id), 10))
 	}
-	for _, p := range st.Problems {
+	for _, p := range all {
 		if !told[p] {
 			out = append(out, p)
 		}
@@ -96,9 +112,6 @@ func problems(st client.Status) []string {
 			word = "shards"
 		}
 		out = append(out, fmt.Sprintf("%s %s: %s", word, strings.Join(shards[ill], ", "), ill))
-	}
-	if len(out) == 0 {
-		out = []string{"the node gives no reason"}
 	}
 	return out
 }
