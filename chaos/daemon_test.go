@@ -227,7 +227,7 @@ func TestDev(t *testing.T) {
 	})
 	dev := func(args ...string) result {
 		t.Helper()
-		return command(t, "", abacus, append(append([]string{"dev"}, args...), "--dir", dir)...)
+		return command(t, "", abacus, append([]string{"dev", args[0], "--dir", dir}, args[1:]...)...) // before a --
 	}
 
 	dev("status").refusal(t, 1, "abacus dev up")
@@ -243,7 +243,7 @@ func TestDev(t *testing.T) {
 		t.Error("a cluster whose ports are in use left a directory")
 	}
 	_ = taken.Close()
-	dev("up", "--detach", "--nodes", "1", "--base-port", base, "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour")
+	dev("up", "--detach", "--nodes", "1", "--base-port", base, "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour", dir)
 	up := dev("up", "--detach", "--shards", "4", "--base-port", base)
 	up.must(t)
 	if !strings.Contains(up.stderr, "export ABACUS_ADDR="+port(1)+","+port(2)+","+port(3)) {
@@ -292,7 +292,7 @@ func TestDev(t *testing.T) {
 	}
 	dev("up").refusal(t, 1, reserve.Node(2).Addrs().Peer, "peer port of n2", "--base-port")
 	_ = taken.Close()
-	dev("up", "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour") // and the next start is without
+	dev("up", "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour", dir) // and the next start is without
 
 	cmd := exec.Command(abacus, "dev", "up", "--dir", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
