@@ -227,13 +227,28 @@ func TestDev(t *testing.T) {
 	})
 	dev := func(args ...string) result {
 		t.Helper()
-		return command(t, "", abacus, append(append([]string{"dev"}, args...), "--dir", dir)...)
+		return command(t, "", abacus, append([]string{"dev", args[0], "--dir", dir}, args[1:]...)...) // before a --
 	}
 
 	dev("status").refusal(t, 1, "abacus dev up")
 	dev("down").refusal(t, 1, "abacus dev up")
+
+	// Nothing of a first start that fails is kept: neither ports that are in use nor flags that are wrong.
+	taken, err := net.Listen("tcp", reserve.Node(3).Addrs().HTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev("up", "--detach", "--base-port", base).refusal(t, 1, "HTTP port of n3", "--base-port")
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("a cluster whose ports are in use left a directory")
+	}
+	_ = taken.Close()
+	dev("up", "--detach", "--nodes", "1", "--base-port", base, "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour", dir)
 	up := dev("up", "--detach", "--shards", "4", "--base-port", base)
 	up.must(t)
+	if !strings.Contains(up.stderr, "export ABACUS_ADDR="+port(1)+","+port(2)+","+port(3)) {
+		t.Errorf("up does not say where all nodes are: %q", up.stderr)
+	}
 	if !strings.Contains(up.stdout, port(1)) || !strings.Contains(up.stderr, "ready after") {
 		t.Errorf("up says %q and %q", up.stdout, up.stderr)
 	}
@@ -244,18 +259,25 @@ func TestDev(t *testing.T) {
 	dev("kill", "9").refusal(t, 2, "numbered 1 to 3")
 	dev("kill").refusal(t, 2)
 	dev("kill", "2").must(t)
+	for _, n := range []int{1, 3} { // at once: whoever looks next sees it
+		if got := command(t, "", abacus, "--addr", port(n), "status"); got.code != 1 || !strings.Contains(got.stdout, "node n2 does not answer") {
+			t.Errorf("right after the kill n%d says, with exit code %d:\n%s", n, got.code, got.stdout)
+		}
+	}
 	dev("kill", "2").refusal(t, 1, "not running")
-	eventually(t, 20*time.Second, "the status says that a node is down", func() bool {
-		got := dev("status", "-o", "json")
-		return got.code == 1 && strings.Contains(got.stdout, `"state": "down"`)
-	})
+	if got := dev("status", "-o", "json"); got.code != 1 || !strings.Contains(got.stdout, `"state": "down"`) {
+		t.Errorf("status with a dead node, exit code %d: %s", got.code, got.stdout)
+	}
 	eventually(t, 20*time.Second, "the two that are left answer", func() bool {
 		return command(t, "", abacus, "--addr", port(1)+","+port(3), "get", "k").stdout == "v"
 	})
 	dev("restart", "2").must(t)
+	if got := dev("status"); got.code != 0 { // restart waited for that
+		t.Errorf("after the restart: exit code %d, %s", got.code, got.stderr)
+	}
 	dev("pause", "3").must(t)
-	if got := dev("status"); !strings.Contains(got.stdout, "paused") {
-		t.Errorf("status with a paused node: %s", got.stdout)
+	if got := dev("status"); got.code != 1 || !strings.Contains(got.stdout, "paused") || !strings.Contains(got.stderr, "n3 is paused") {
+		t.Errorf("status with a paused node, exit code %d: %s%s", got.code, got.stdout, got.stderr)
 	}
 	dev("resume", "n3").must(t)
 	eventually(t, 30*time.Second, "all is well again", func() bool { return dev("status").code == 0 })
@@ -264,12 +286,13 @@ func TestDev(t *testing.T) {
 	dev("up", "--nodes", "5").refusal(t, 2, "--nodes 3")
 
 	// In the foreground, with the data of before, on a port that is taken and then not.
-	taken, err := net.Listen("tcp", reserve.Node(2).Addrs().Peer)
+	taken, err = net.Listen("tcp", reserve.Node(2).Addrs().Peer)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dev("up").refusal(t, 1, reserve.Node(2).Addrs().Peer, "peer port of n2", "--base-port")
 	_ = taken.Close()
+	dev("up", "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour", dir) // and the next start is without
 
 	cmd := exec.Command(abacus, "dev", "up", "--dir", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -138,6 +138,20 @@ func TestBadRecordsSayWhatIsMissing(t *testing.T) {
 	}
 }
 
+// A JSON object parses; what it lacks is a path to a number.
+func TestObjectsAreNoNumbers(t *testing.T) {
+	for reduce, want := range map[string]string{
+		"sum":   "2 of 2 records are no JSON number in themselves, for example k0; take a field of an object with --map json:PATH, or use --on-error skip to leave them out",
+		"min":   "2 of 2 records are no JSON number or text in themselves, for example k0; take a field of",
+		"count": "1 of 2 records do not parse as json for map value, for example k1; use --on-error skip to leave them out",
+	} {
+		s := spec("json", "value", reduce)
+		if _, _, err := over(t, s, `{"a":1}`, `[2`).Final(s); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", reduce, err, want)
+		}
+	}
+}
+
 func TestSkipBadRecords(t *testing.T) {
 	s := spec("int", "value", "sum")
 	s.OnError = job.OnErrorSkip

@@ -47,25 +47,35 @@ type BadRecordsError struct {
 }
 
 func (e *BadRecordsError) Error() string {
-	return fmt.Sprintf("%d of %d records %s, for example %s; use on_error skip (--on-error skip) to leave them out",
-		e.Bad, e.Records, e.fault(), e.Keys[0])
+	hint := "use --on-error skip to leave them out"
+	if e.As == job.AsJSON && e.Map == job.MapValue && e.wants() != "value" {
+		hint = "take a field of an object with --map json:PATH, or " + hint
+	}
+	return fmt.Sprintf("%d of %d records %s, for example %s; %s", e.Bad, e.Records, e.fault(), e.Keys[0], hint)
 }
 
 // fault is what bad records have in common. A document may be well-formed and
 // lack what the job looks for.
 func (e *BadRecordsError) fault() string {
 	path, isPath := strings.CutPrefix(e.Map, job.MapJSON)
-	if e.As != job.AsJSON || !isPath {
-		return fmt.Sprintf("do not parse as %s for map %s", e.As, e.Map)
+	switch {
+	case e.As == job.AsJSON && isPath:
+		return fmt.Sprintf("have no JSON %s at the path %s", e.wants(), path)
+	case e.As == job.AsJSON && e.Map == job.MapValue && e.wants() != "value":
+		return "are no JSON " + e.wants() + " in themselves"
 	}
-	want := "value"
+	return fmt.Sprintf("do not parse as %s for map %s", e.As, e.Map)
+}
+
+// wants is what the reduce can take of a JSON document.
+func (e *BadRecordsError) wants() string {
 	switch e.Reduce {
 	case job.ReduceSum, job.ReduceMean:
-		want = "number"
+		return "number"
 	case job.ReduceMin, job.ReduceMax:
-		want = "number or text"
+		return "number or text"
 	}
-	return fmt.Sprintf("have no JSON %s at the path %s", want, path)
+	return "value"
 }
 
 // MixedKindsError: some values are numbers and some are text, which have no order between them.

@@ -47,8 +47,9 @@ func newHTTPServer(n *Node) *httpServer {
 	mux.HandleFunc("GET /v1/jobs/{id}", h.jobStatus)
 	mux.HandleFunc("GET /v1/jobs/{id}/result", h.jobResult)
 	mux.HandleFunc("DELETE /v1/jobs/{id}", h.cancelJob)
+	mux.HandleFunc("GET /{$}", h.index)
 	h.srv = &http.Server{
-		Handler:           h.guard(h.keys(mux)),
+		Handler:           h.guard(strict(h.keys(mux))),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       time.Minute,
 		WriteTimeout:      2 * time.Minute,
@@ -108,6 +109,20 @@ func (l *limitListener) Close() error {
 type limitedConn struct {
 	net.Conn
 	leave func()
+	met   bool // the first bytes have come
+}
+
+// Read tells a node that was told to join here that this is the wrong port: its
+// hello looks like the beginning of a request line, whose end HTTP would await.
+func (c *limitedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.met {
+		if c.met = true; transport.IsHello(p[:n]) {
+			io.WriteString(c.Conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nthis is an HTTP port, not a peer port\n")
+			return 0, io.EOF
+		}
+	}
+	return n, err
 }
 
 func (c *limitedConn) Close() error {
@@ -132,6 +147,75 @@ func (h *httpServer) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// endpoints is what GET / answers: what there is, for who comes without the docs.
+var endpoints = map[string]string{
+	"GET /livez":   "the process runs",
+	"GET /readyz":  "this node serves its shards",
+	"GET /metrics": "for Prometheus",
+
+	"GET /v1/status":                    "nodes, shards, replicas, problems",
+	"GET, PUT, DELETE /v1/kv/{key}":     "a value, raw; PUT ?ttl=10s, If-None-Match: *",
+	"GET, POST /v1/jobs":                "all jobs; submit one",
+	"GET, DELETE /v1/jobs/{id}":         "a job's record; cancel it",
+	"GET /v1/jobs/{id}/result?wait=10s": "its record when it has ended",
+}
+
+func (h *httpServer) index(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]any{"name": "abacus", "version": h.n.cfg.Version, "node": h.n.cfg.ID, "endpoints": endpoints})
+}
+
+// conditional are the headers that make a request depend on a state. We know but
+// one of them: whoever sends another counts on a check that nobody would make.
+var conditional = []string{"If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"}
+
+// strict refuses what a request says and we would pass over: a mistyped ?tll=10s
+// must not store a key for ever.
+func strict(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := checkExtras(r); err != nil && strings.HasPrefix(r.URL.Path, "/v1/") {
+			httpError(w, http.StatusBadRequest, err)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func checkExtras(r *http.Request) error {
+	isKey := strings.HasPrefix(r.URL.EscapedPath(), keyPath)
+	var allowed []string // parameters
+	switch {
+	case isKey && r.Method == http.MethodPut:
+		allowed = []string{"ttl"}
+	case isKey && (r.Method == http.MethodGet || r.Method == http.MethodHead):
+		allowed = []string{"consistency", "max-ms"}
+	case strings.HasPrefix(r.URL.Path, "/v1/jobs/") && strings.HasSuffix(r.URL.Path, "/result"):
+		allowed = []string{"wait"}
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fmt.Errorf("query: %w", err)
+	}
+	for name, values := range query {
+		switch {
+		case len(allowed) == 0:
+			return fmt.Errorf("unknown parameter %q: none goes with %s here", name, r.Method)
+		case !slices.Contains(allowed, name):
+			return fmt.Errorf("unknown parameter %q: here there is %s", name, strings.Join(allowed, ", "))
+		case len(values) != 1 || values[0] == "":
+			return fmt.Errorf("parameter %q: want one value", name)
+		}
+	}
+	for _, name := range conditional {
+		if r.Header.Get(name) != "" {
+			return fmt.Errorf("the header %s is not supported: use SET key value IFEQ old on a client port, or If-None-Match: * here", name)
+		}
+	}
+	if s := r.Header.Get("If-None-Match"); s != "" && (s != "*" || !isKey || r.Method != http.MethodPut) {
+		return fmt.Errorf("the header If-None-Match: %s is not supported, only If-None-Match: * with PUT of a key", s)
+	}
+	return nil
 }
 
 const keyPath = "/v1/kv/"

@@ -21,7 +21,9 @@ const mapRecord = "map"
 const (
 	joinRetry   = 500 * time.Millisecond
 	joinTimeout = time.Minute
-	foundRetry  = 100 * time.Millisecond
+	// joinRepeat is how often a seed's unchanged answer is logged.
+	joinRepeat = 10 * time.Second
+	foundRetry = 100 * time.Millisecond
 	// announceTimeout bounds one attempt to be let in or announced.
 	announceTimeout = 10 * time.Second
 )
@@ -57,6 +59,8 @@ func (n *Node) bootstrap() error {
 func (n *Node) join(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	said := map[string]string{} // by seed: what was logged last, and
+	var since time.Time         // when anything was
 	for {
 		var last error
 		for _, seed := range n.cfg.Join {
@@ -77,7 +81,10 @@ func (n *Node) join(ctx context.Context) error {
 				return fmt.Errorf("%s does not let node %s in: %w", seed, n.cfg.ID, err)
 			}
 			last = err
-			n.log.Info("waiting to join", "seed", seed, "err", err)
+			if said[seed] != err.Error() || time.Since(since) > joinRepeat {
+				said[seed], since = err.Error(), time.Now()
+				n.log.Info("waiting to join", "seed", seed, "err", err)
+			}
 		}
 		select {
 		case <-ctx.Done():

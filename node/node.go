@@ -184,7 +184,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 func (n *Node) enter(ctx context.Context) error {
 	if id := n.dir.ident(); id.ClusterID != "" {
 		if n.cfg.Bootstrap || len(n.cfg.Join) > 0 {
-			n.log.Info("data directory belongs to a cluster: --bootstrap and --join are ignored", "cluster", id.ClusterID)
+			n.log.Info("data directory belongs to a cluster: --bootstrap, --shards, --replicas and --join are ignored", "cluster", id.ClusterID)
 		}
 		m, ok, err := n.dir.loadMap()
 		if err != nil {
@@ -353,14 +353,17 @@ func (n *Node) run(loop func(context.Context) error) {
 	})
 }
 
+// listenFlags are the flags of the addresses that Config.listenAddrs returns.
+var listenFlags = [...]string{"--peer-addr", "--client-addr", "--cluster-addr", "--http-addr"}
+
 // listenAll opens all ports or none.
 func listenAll(addrs []string) ([]net.Listener, error) {
 	var list []net.Listener
-	for _, a := range addrs {
+	for i, a := range addrs {
 		l, err := net.Listen("tcp", a)
 		if err != nil {
 			closeAll(list)
-			return nil, fmt.Errorf("listen: %w; is another abacusd running? choose another port", err)
+			return nil, fmt.Errorf("%s: %w; is another abacusd running? choose another port", listenFlags[i], err)
 		}
 		list = append(list, l)
 	}

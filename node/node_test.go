@@ -227,9 +227,19 @@ func TestRefusals(t *testing.T) {
 
 	busy := testConfig(t, "n2")
 	busy.Bootstrap, busy.HTTPAddr = true, n1.Addrs().HTTP
-	refused("a port in use", "choose another port", busy)
+	refused("a port in use", "--http-addr: listen tcp "+n1.Addrs().HTTP, busy)
 	if _, err := os.Stat(busy.DataDir); !os.IsNotExist(err) {
 		t.Fatalf("a port in use left a data directory: %v", err)
+	}
+
+	for what, addr := range map[string]string{"the client port": n1.Addrs().Client, "the HTTP port": n1.Addrs().HTTP} {
+		lost := testConfig(t, "n2")
+		lost.Join = []string{addr}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if _, err := Open(ctx, lost); err == nil || !strings.Contains(err.Error(), "not a peer port") {
+			t.Errorf("join %s: %v", what, err)
+		}
+		cancel()
 	}
 
 	empty := testConfig(t, "n2")
@@ -472,6 +482,21 @@ func TestHTTP(t *testing.T) {
 	expect(204, "DELETE", key, "")
 	expect(404, "DELETE", key, "")
 	expect(400, "PUT", "/v1/kv/k?ttl=soon", "x")
+	// What would be passed over is refused: a mistyped parameter, a condition that nobody checks.
+	for _, path := range []string{"/v1/kv/k?tll=10s", "/v1/kv/k?ttl=", "/v1/kv/k?ttl=1s&ttl=2s", "/v1/kv/k?%zz", "/v1/kv/k?ttl=10s&nx"} {
+		expect(400, "PUT", path, "x")
+	}
+	expect(400, "PUT", "/v1/kv/k", "x", "If-Match", `"1"`)
+	expect(400, "PUT", "/v1/kv/k", "x", "If-None-Match", `"1"`)
+	expect(400, "DELETE", key, "", "If-Match", "*")
+	expect(400, "GET", key, "", "If-None-Match", `"1"`)
+	expect(400, "GET", key+"?ttl=1h", "")
+	expect(400, "GET", "/v1/status?verbose", "")
+	expect(400, "GET", "/v1/jobs/x/result?wiat=1s", "")
+	expect(404, "GET", "/v1/kv/k", "")
+	expect(200, "GET", "/livez?probe=1", "") // nothing depends on it
+	expect(200, "GET", "/", "")
+	expect(404, "GET", "/nosuch", "")
 	expect(400, "PUT", "/v1/kv/", "x")
 	expect(413, "PUT", "/v1/kv/"+strings.Repeat("k", 1025), "x")
 	expect(413, "PUT", "/v1/kv/k", strings.Repeat("v", 1<<20+1))

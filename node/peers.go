@@ -60,7 +60,8 @@ type replicaStatus struct {
 	Held    bool  `json:"held,omitempty"`
 	// Voter is what the replica itself knows of its vote, for when nobody leads.
 	Voter bool `json:"voter,omitempty"`
-	// Members is the Raft configuration, told by the leader only.
+	// Members is the Raft configuration, told by the leader, and by all while they
+	// know of none.
 	Members []store.Member `json:"members,omitempty"`
 	// Committed are the replicas of the newest committed configuration, told by the
 	// leader only. Members may still be taken back.
@@ -263,8 +264,11 @@ func describe(st *store.Store) replicaStatus {
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
 		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records, Overlay: s.OverlayBytes, Held: s.Held}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
+	if r.Leads || r.Leader == "" {
+		r.Members = s.Members
+	}
 	if r.Leads {
-		r.Members, r.Committed = s.Members, st.Committed()
+		r.Committed = st.Committed()
 	}
 	return r
 }

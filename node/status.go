@@ -25,6 +25,8 @@ type clusterStatus struct {
 	Shards         []shardView     `json:"shards"`
 	Healthy        bool            `json:"healthy"`
 	Problems       []string        `json:"problems"`
+	// Notes are worth knowing and nothing is sick.
+	Notes []string `json:"notes"`
 }
 
 type nodeView struct {
@@ -80,7 +82,7 @@ func (n *Node) clusterStatus() clusterStatus {
 			said[nd.ID], alive[nd.ID] = n.peers.get(nd.ID)
 		}
 	}
-	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Problems: []string{},
+	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Problems: []string{}, Notes: []string{},
 		Nodes: []nodeView{}, Shards: []shardView{}}
 	for _, nd := range m.Nodes {
 		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis,
@@ -108,7 +110,28 @@ func (n *Node) clusterStatus() clusterStatus {
 		s.Shards = append(s.Shards, v)
 	}
 	s.Healthy = len(s.Problems) == 0
+	if note := thinNote(min(m.ReplicasWanted, len(m.Nodes)), m.ReplicasWanted); note != "" {
+		s.Notes = append(s.Notes, note)
+	}
 	return s
+}
+
+// thinNote says what fewer replicas than wanted mean, where no more are possible
+// yet: the cluster is as well as its nodes allow, and its owner should know how
+// well that is.
+func thinNote(have, wanted int) string {
+	const more = "; start more nodes with abacusd --join"
+	switch {
+	case have == 1 && wanted == 1:
+		return "1 replica of each shard, as the cluster was made: a lost disk loses data"
+	case have == 1:
+		return fmt.Sprintf("1 of %d replicas: a lost disk loses data"+more, wanted)
+	case have == 2 && wanted > 2:
+		return fmt.Sprintf("2 of %d replicas: a lost disk loses nothing, but with one node down nothing is answered"+more, wanted)
+	case have < wanted:
+		return fmt.Sprintf("%d of %d replicas"+more, have, wanted)
+	}
+	return ""
 }
 
 // viewShard puts together what the nodes said of one shard.
@@ -130,13 +153,17 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 			}
 		}
 	}
+	members := lead.Members
+	if v.Leader == "" {
+		members = lastMembers(sh, said)
+	}
 	var problems []string
 	voters := 0
 	for _, r := range sh.Replicas {
 		rv := replicaView{ID: r.ID, Node: r.Node, State: "missing"}
-		i := slices.IndexFunc(lead.Members, func(m store.Member) bool { return m.Replica == r.ID })
+		i := slices.IndexFunc(members, func(m store.Member) bool { return m.Replica == r.ID })
 		st, reported := reports[r.ID]
-		rv.Voter = i >= 0 && lead.Members[i].Voter || v.Leader == "" && st.Voter
+		rv.Voter = i >= 0 && members[i].Voter || v.Leader == "" && st.Voter
 		switch {
 		case !alive[r.Node]:
 			rv.State = "down"
@@ -171,6 +198,20 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	v.Problem = strings.Join(problems, "; ")
 	v.Healthy = v.Problem == ""
 	return v
+}
+
+// lastMembers are the members by the last word of who was in the newest term, dead
+// though it may be.
+func lastMembers(sh sharding.Shard, said map[sharding.NodeID]peerStatus) []store.Member {
+	var last replicaStatus
+	for _, r := range sh.Replicas {
+		for _, st := range said[r.Node].Replicas {
+			if st.Shard == sh.ID && st.Members != nil && st.Term >= last.Term {
+				last = st
+			}
+		}
+	}
+	return last.Members
 }
 
 func slotText(ranges []sharding.SlotRange) string {

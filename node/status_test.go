@@ -1,11 +1,25 @@
 package node
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
 )
+
+func TestThinNote(t *testing.T) {
+	for _, tc := range []struct {
+		have, wanted int
+		want         string
+	}{
+		{3, 3, ""}, {1, 1, "1 replica of each shard"}, {2, 2, ""}, {1, 3, "1 of 3 replicas: a lost disk loses data"}, {2, 3, "one node down"}, {3, 5, "3 of 5 replicas"},
+	} {
+		if got := thinNote(tc.have, tc.wanted); !strings.HasPrefix(got, tc.want) && !strings.Contains(got, tc.want) || (got == "") != (tc.want == "") {
+			t.Errorf("%d of %d: %q", tc.have, tc.wanted, got)
+		}
+	}
+}
 
 // Who votes is what the leader says, and while nobody leads what each replica
 // knows itself: a shard in an election has not lost its voters.
@@ -33,6 +47,12 @@ func TestViewShard(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			v := viewShard(sh, 3, said(tc.leads), alive)
 			states := v.Replicas[0].State + " " + v.Replicas[1].State + " " + v.Replicas[2].State
+			// A node that died while it led is known for that by its last word.
+			dead := said(tc.leads)
+			dead["c"] = peerStatus{Node: "c", Replicas: []replicaStatus{{Shard: 4, Replica: "c.3", Term: 6, Leads: true, Members: []store.Member{{Replica: "c.3", Voter: true}}}}}
+			if last := viewShard(sh, 3, dead, alive).Replicas[2]; !last.Voter || last.State != "down" {
+				t.Errorf("the dead leader: %+v", last)
+			}
 			if states != tc.states || v.Problem != tc.problem {
 				t.Errorf("states %q, problem %q; want %q and %q", states, v.Problem, tc.states, tc.problem)
 			}

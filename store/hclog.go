@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // repeatAfter is how often one warning of raft's is let through; it writes a
@@ -46,9 +48,33 @@ func (r *recentLines) first(msg string) bool {
 	return true
 }
 
+// ordinary says that a warning of raft's belongs to a healthy life: the first
+// election after a start, and a new or returning replica that is behind. Should
+// raft word one otherwise some day, it is a warning again.
+func ordinary(msg string, args []any) bool {
+	arg := func(name string) any {
+		for i := 0; i+1 < len(args); i += 2 {
+			if args[i] == name {
+				return args[i+1]
+			}
+		}
+		return nil
+	}
+	switch msg {
+	case "appendEntries rejected, sending older logs", "no known peers, aborting election":
+		return true
+	case "failed to get previous log":
+		err, _ := arg("error").(error)
+		return errors.Is(err, raft.ErrLogNotFound)
+	case "heartbeat timeout reached, starting election":
+		return arg("last-leader-id") == raft.ServerID("") // it has had none yet
+	}
+	return false
+}
+
 func (l *raftLog) Log(level hclog.Level, msg string, args ...any) {
 	to := slog.LevelDebug
-	if level >= hclog.Warn && level != hclog.Off && l.recent.first(msg) {
+	if level >= hclog.Warn && level != hclog.Off && !ordinary(msg, args) && l.recent.first(msg) {
 		to = slog.LevelWarn
 	}
 	ctx := context.Background()

@@ -47,7 +47,7 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (
-	errMagic    = errors.New("not the peer protocol")
+	errMagic    = errors.New("not a peer port: it does not speak the peer protocol")
 	errChecksum = errors.New("checksum mismatch")
 	errFrame    = errors.New("malformed frame")
 )
@@ -74,6 +74,10 @@ type hello struct {
 }
 
 const helloFixed = 32
+
+// IsHello says whether bytes are the beginning of a peer's hello, so that other
+// ports may tell a node at once that it mistook them.
+func IsHello(b []byte) bool { return len(b) >= 4 && string(b[:4]) == helloMagic }
 
 func (h *hello) appendTo(b []byte) []byte {
 	start := len(b)

@@ -96,6 +96,11 @@ func (t *TCP) serve(raw net.Conn) {
 	if err != nil {
 		t.stats.refused.Add(1)
 		t.log.Debug("connection without hello", "remote", raw.RemoteAddr().String(), "err", err)
+		if errors.Is(err, errMagic) {
+			// A client that mistook the port, as a rule. Closed without a word it would
+			// try again for long; this line no client takes for an answer.
+			_ = writeAll(raw, []byte(strangerLine), t.cfg.DialTimeout)
+		}
 		return
 	}
 	if refusal != nil {
@@ -111,6 +116,10 @@ func (t *TCP) serve(raw net.Conn) {
 	}
 	t.serveLink(conn, h, off)
 }
+
+// strangerLine is told to who does not speak the peer protocol. Its first letter
+// begins no reply of RESP.
+const strangerLine = "This is a peer port of Abacus, for nodes among themselves.\r\n"
 
 // greet reads and judges a hello. A refusal is to be answered, an error not.
 func (t *TCP) greet(conn *peerConn) (h hello, refusal *Error, err error) {

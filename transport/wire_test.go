@@ -178,6 +178,11 @@ func TestGarbageOnThePort(t *testing.T) {
 		t.Errorf("%d connections were refused, want 11", n)
 	}
 	s := c.stranger("b")
+	io.WriteString(s, "*2\r\n$3\r\nGET\r\n$1\r\nx\r\n")
+	if line, err := io.ReadAll(s.r); err != nil || string(line) != strangerLine {
+		t.Errorf("a client is told %q, %v", line, err)
+	}
+	s = c.stranger("b")
 	s.Write(version2)
 	if refusal, err := readAnswer(s.r); err != nil || refusal == nil || refusal.Code != CodeRefused || !strings.Contains(refusal.Detail, "version 2") {
 		t.Errorf("another version is told %v, %v", refusal, err)

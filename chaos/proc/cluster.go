@@ -21,6 +21,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -98,7 +99,7 @@ type Cluster struct {
 	reserved net.Listener
 
 	// fixed is the cluster as it was created; the processes in it are not kept
-	// up to date, the file is. Never changed after Create or Open.
+	// up to date, the file is. Only UseArgs changes it after Create or Open.
 	fixed state
 	nodes []*Node
 
@@ -107,7 +108,8 @@ type Cluster struct {
 	mu sync.Mutex
 }
 
-// Create makes the directory of a new cluster and starts nothing.
+// Create makes the directory of a new cluster and starts nothing. Where a port of
+// the BasePort given is in use, it returns ErrPortInUse and leaves nothing behind.
 func Create(cfg Config) (*Cluster, error) {
 	if cfg.Nodes < 1 || cfg.Nodes > MaxNodes {
 		return nil, fmt.Errorf("nodes: %d is not between 1 and %d", cfg.Nodes, MaxNodes)
@@ -122,9 +124,6 @@ func Create(cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster directory %s: %w", cfg.Dir, err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the cluster directory: %w", err)
-	}
 	if _, err := os.Stat(statePath(dir)); err == nil {
 		return nil, fmt.Errorf("%s holds a cluster already", dir)
 	}
@@ -137,6 +136,9 @@ func Create(cfg Config) (*Cluster, error) {
 	if cfg.BasePort < 1 || cfg.BasePort+300+cfg.Nodes > 65535 {
 		return nil, fmt.Errorf("base port %d: the ports up to %d must be between 1 and 65535", cfg.BasePort, cfg.BasePort+300+cfg.Nodes)
 	}
+	for n := 1; n <= cfg.Nodes; n++ {
+		c.nodes = append(c.nodes, &Node{c: c, N: n})
+	}
 	c.fixed = state{Version: 1, Abacusd: cfg.Abacusd, Shards: cfg.Shards, Replicas: cfg.Replicas, BasePort: cfg.BasePort, Args: cfg.Args}
 	for n := 1; n <= cfg.Nodes; n++ {
 		data := filepath.Join(dir, "n"+strconv.Itoa(n))
@@ -144,7 +146,15 @@ func Create(cfg Config) (*Cluster, error) {
 			data = cfg.DataDir(n)
 		}
 		c.fixed.Nodes = append(c.fixed.Nodes, nodeState{DataDir: data, Args: cfg.NodeArgs[n]})
-		c.nodes = append(c.nodes, &Node{c: c, N: n})
+	}
+	if c.reserved == nil { // a base that we picked was free a moment ago
+		if err := c.checkPorts(c.nodes); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.Release()
+		return nil, fmt.Errorf("make the cluster directory: %w", err)
 	}
 	if err := c.save(c.fixed); err != nil {
 		c.Release()
@@ -255,6 +265,36 @@ func (c *Cluster) Kill() error {
 	return errors.Join(errs...)
 }
 
+// Untouched says that no node ever came as far as to write data: none runs, and no
+// data directory holds anything. Such a cluster is a mere intention.
+func (c *Cluster) Untouched() bool {
+	for i, n := range c.nodes {
+		entries, err := os.ReadDir(c.fixed.Nodes[i].DataDir)
+		if n.Running() || len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
+// Discard forgets a cluster that is Untouched, so that another may be created in
+// its directory. The logs stay.
+func (c *Cluster) Discard() error {
+	if err := os.Remove(statePath(c.dir)); err != nil {
+		return fmt.Errorf("discard the cluster: %w", err)
+	}
+	return nil
+}
+
+// UseArgs lets this handle start nodes with other further flags than those in the
+// file; KeepArgs writes them there, once they are known to be good.
+func (c *Cluster) UseArgs(args []string) { c.fixed.Args = args }
+
+// KeepArgs: see UseArgs.
+func (c *Cluster) KeepArgs() error {
+	return c.update(func(st *state) error { st.Args = c.fixed.Args; return nil })
+}
+
 // Down says that the whole cluster was stopped on purpose, perhaps by another process.
 func (c *Cluster) Down() bool {
 	st, err := c.load()
@@ -272,10 +312,11 @@ func (c *Cluster) Release() {
 // CheckPorts returns ErrPortInUse, with the port and whose it would be, if a
 // node that does not run could not listen.
 func (c *Cluster) CheckPorts() error {
-	for _, n := range c.nodes {
-		if n.Running() {
-			continue
-		}
+	return c.checkPorts(slices.DeleteFunc(slices.Clone(c.nodes), (*Node).Running))
+}
+
+func (c *Cluster) checkPorts(nodes []*Node) error {
+	for _, n := range nodes {
 		a := n.Addrs()
 		for _, p := range []struct{ what, addr string }{{"client", a.Client}, {"peer", a.Peer}, {"HTTP", a.HTTP}, {"cluster", a.Cluster}} {
 			l, err := net.Listen("tcp", p.addr)

@@ -21,6 +21,8 @@ type Status struct {
 	Shards         []ShardStatus `json:"shards"`
 	Healthy        bool          `json:"healthy"`
 	Problems       []string      `json:"problems"`
+	// Notes are worth knowing and nothing is sick.
+	Notes []string `json:"notes"`
 }
 
 // NodeStatus is one node as seen by the node that was asked.
@@ -99,6 +101,42 @@ func (c *Cluster) Status(ctx context.Context) (*Status, error) {
 		return nil, fmt.Errorf("no node of %s: %w", c.dir, ErrNotRunning)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// WaitNoticed waits until every other node that runs takes this one for dead (or,
+// with alive, for alive). One that was killed counts as alive for a moment longer,
+// and who looks at the cluster in that moment is told that all is well.
+func (n *Node) WaitNoticed(ctx context.Context, alive bool) error {
+	for {
+		unaware := ""
+		for _, other := range n.c.nodes {
+			if other == n || !other.Running() || other.Paused() {
+				continue
+			}
+			// A node that cannot be asked just now is one that has not noticed.
+			if s, err := other.Status(ctx); err != nil || s.alive(n.ID()) != alive {
+				unaware = other.ID()
+			}
+		}
+		if unaware == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s has not noticed yet: %w", unaware, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// alive says whether the node that was asked takes another one for alive.
+func (s *Status) alive(id string) bool {
+	for _, n := range s.Nodes {
+		if n.ID == id {
+			return n.Alive
+		}
+	}
+	return false
 }
 
 // Leader returns the node that leads a shard, nil if none is known.

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/client"
 	"github.com/abacusdb/abacus/compute/job"
 )
 
@@ -34,9 +37,30 @@ func takes(least, most int) cobra.PositionalArgs {
 	}
 }
 
+// withKey is for commands whose first argument is a key, or each of them.
+func withKey(next cobra.PositionalArgs, all bool) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := next(cmd, args); err != nil {
+			return err
+		}
+		if args[0] == "" || all && slices.Contains(args, "") {
+			return fmt.Errorf("%s: the key is empty", nameOf(cmd))
+		}
+		return nil
+	}
+}
+
+// takesSome refuses to be called without arguments.
+func takesSome(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("%s takes 1 argument or more, received none", nameOf(cmd))
+	}
+	return nil
+}
+
 // nameOf is a command's name behind that of the program, as "job run".
 func nameOf(cmd *cobra.Command) string {
-	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().CommandPath()+" ")
 }
 
 // noArgs is cobra.NoArgs for people: that calls an argument an unknown command.
@@ -101,6 +125,57 @@ func completeValues(cmd *cobra.Command) {
 	cmd.PersistentFlags().VisitAll(complete)
 	for _, c := range cmd.Commands() {
 		completeValues(c)
+	}
+}
+
+// boolNoise is what pflag writes behind each flag that takes no value.
+const boolNoise = "[=true|false]"
+
+// plainBools takes the noise out of a table of flags and closes the gap.
+func plainBools(table string) string {
+	if !strings.Contains(table, boolNoise) {
+		return table
+	}
+	lines := strings.Split(strings.ReplaceAll(table, boolNoise, strings.Repeat(" ", len(boolNoise))), "\n")
+	gap := len(boolNoise)
+	for _, l := range lines {
+		if _, rest, ok := strings.Cut(l, "--"); ok {
+			_, rest, _ = strings.Cut(rest, "   ")
+			gap = min(gap, len(rest)-len(strings.TrimLeft(rest, " ")))
+		}
+	}
+	for i, l := range lines {
+		if at := strings.Index(l, "--"); at >= 0 {
+			at += strings.Index(l[at:], "   ")
+			lines[i] = l[:at] + l[at+gap:]
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// completeJobs offers the ids of the jobs that the cluster remembers, if it says
+// so at once.
+func completeJobs(a *app) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		c, err := a.openWith(client.Config{})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		defer cancel()
+		jobs, err := c.Jobs(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var out []string
+		for _, r := range jobs {
+			out = append(out, cobra.CompletionWithDesc(r.ID, shown(strings.TrimSpace(string(r.State)+" "+r.Spec.Name))))
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

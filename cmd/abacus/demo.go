@@ -103,7 +103,7 @@ func runDemo(ctx context.Context, out io.Writer, data, abacusd string) (err erro
 	}
 	d.title("That was it")
 	d.say("%d checks, all good, in %v. The nodes are stopped and their data is removed.", d.checks, time.Since(began).Round(time.Second))
-	d.say("For a cluster to play with:  abacus dev up")
+	d.say("For a cluster to play with:  %s dev up", self)
 	return nil
 }
 

@@ -44,16 +44,51 @@ clients): with the default base of 7400, clients use 7401, 7402 and 7403.`,
 	}
 	cmd.AddCommand(newDevUpCommand(), newDevDownCommand(), newDevStatusCommand(), newDemoCommand())
 	cmd.AddCommand(
-		newDevNodeCommand("kill", "End nodes with SIGKILL, as if their machines had died", func(n *proc.Node) (string, error) {
-			return "was killed; bring it back with: abacus dev restart " + strconv.Itoa(n.N), n.Kill()
+		newDevNodeCommand("kill", "End nodes with SIGKILL, as if their machines had died", devDeed{
+			long:  "End nodes with SIGKILL, as if their machines had died, and wait a moment until the others have noticed.",
+			act:   func(n *proc.Node) (string, error) { return "was killed; bring it back with: ", n.Kill() },
+			undo:  "restart",
+			after: devUntilNoticed,
 		}),
-		newDevNodeCommand("restart", "Start nodes again, stopping those that run", devRestart),
-		newDevNodeCommand("pause", "Stop nodes where they are (SIGSTOP): connections stay open, nothing is answered", func(n *proc.Node) (string, error) {
-			return "is paused; let it go on with: abacus dev resume " + strconv.Itoa(n.N), n.Pause()
+		newDevRestartCommand(),
+		newDevNodeCommand("pause", "Stop nodes where they are (SIGSTOP): connections stay open, nothing is answered", devDeed{
+			act:   func(n *proc.Node) (string, error) { return "is paused; let it go on with: ", n.Pause() },
+			undo:  "resume",
+			after: devUntilNoticed,
 		}),
-		newDevNodeCommand("resume", "Let paused nodes go on", func(n *proc.Node) (string, error) { return "goes on", n.Resume() }),
+		newDevNodeCommand("resume", "Let paused nodes go on", devDeed{
+			act: func(n *proc.Node) (string, error) { return "goes on", n.Resume() },
+		}),
 	)
 	return cmd
+}
+
+// devDeed is what a command does to each of the nodes it names.
+type devDeed struct {
+	long string // for the help; "" is the short text
+	// act does it and says what became of the node; undo is the command whose name
+	// and node come behind that, if any.
+	act  func(*proc.Node) (string, error)
+	undo string
+	// after, if any, waits for what is to follow on all of them.
+	after func(ctx context.Context, c *proc.Cluster, nodes []*proc.Node, dir string, info io.Writer) error
+}
+
+// devNotice bounds the wait for the others to notice a dead node. They take it for
+// alive for 1.5 s after its last word.
+const devNotice = 3 * time.Second
+
+// devUntilNoticed waits until the nodes are known to be gone, so that the next
+// look at the cluster does not find it well.
+func devUntilNoticed(ctx context.Context, _ *proc.Cluster, nodes []*proc.Node, _ string, info io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, devNotice)
+	defer cancel()
+	for _, n := range nodes {
+		if err := n.WaitNoticed(ctx, false); err != nil {
+			fmt.Fprintf(info, "%s is gone, but %v\n", n.ID(), err)
+		}
+	}
+	return nil
 }
 
 type devUp struct {
@@ -68,6 +103,9 @@ func newDevUpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [flags] [-- FLAGS FOR EVERY abacusd]",
 		Short: "Start a cluster, or start the one in the directory again with its data",
+		Long: `Start a cluster, or start the one in the directory again with its data. A cluster keeps
+the number of its nodes, shards and replicas and its ports. Flags for abacusd behind -- are
+kept for the next time if the cluster comes up with them, and replace those of before.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
 				return fmt.Errorf("dev up takes no arguments, received %s (flags for every abacusd go behind --)", shown(args[0]))
@@ -100,21 +138,21 @@ func (o *devUp) run(cmd *cobra.Command, args []string) error {
 	ctx, stop := signal.NotifyContext(watched, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 
-	c, err := o.open(cmd, args)
+	c, err := o.open(cmd)
 	if err != nil {
 		return err
 	}
-	running := 0
-	for _, n := range c.Nodes() {
-		if n.Running() {
-			running++
-		}
-	}
-	if running == len(c.Nodes()) {
-		return fmt.Errorf("the cluster in %s is running already: see it with \"abacus dev status\", stop it with \"abacus dev down\"", o.dir)
+	running := devRunning(c)
+	switch {
+	case running == len(c.Nodes()):
+		return fmt.Errorf("the cluster in %s is running already: see it with \"%s\", stop it with \"%s\"", o.dir, devCommand(o.dir, "status"), devCommand(o.dir, "down"))
+	case len(args) > 0 && running > 0:
+		return fmt.Errorf("%s of the cluster in %s runs already, with other flags: stop it first, with \"%s\"", plural(int64(running), "node"), o.dir, devCommand(o.dir, "down"))
+	case len(args) > 0:
+		c.UseArgs(args)
 	}
 	if err := c.CheckPorts(); err != nil {
-		return fmt.Errorf("%w: choose other ports with --base-port, or stop what listens there", err)
+		return fmt.Errorf("%w: stop what listens there; a cluster keeps its ports, so that other ones (--base-port) need another --dir", err)
 	}
 
 	logs := startDevLogs(c, info)
@@ -144,16 +182,32 @@ func (o *devUp) run(cmd *cobra.Command, args []string) error {
 		}
 		return err
 	}
+	// Only now: flags with which the nodes do not start shall not come back.
+	if err := c.KeepArgs(); err != nil {
+		return errors.Join(err, c.Stop(devStopGrace))
+	}
 	fmt.Fprintf(info, "ready after %v: every shard has its voters and a leader\n", time.Since(began).Round(100*time.Millisecond))
 	printDevAddrs(out, c)
-	fmt.Fprintf(info, "\ntry:  abacus --addr %s put greeting hello\n      abacus --addr %s get greeting\n", c.Node(1).Addrs().Client, c.Node(len(c.Nodes())).Addrs().Client)
+	fmt.Fprintf(info, "\nlet abacus try them all, whichever is down:\n  export ABACUS_ADDR=%s\n", strings.Join(c.ClientAddrs(), ","))
+	fmt.Fprintf(info, "try:\n  %[1]s --addr %[2]s put greeting hello\n  %[1]s --addr %[3]s get greeting\n", self, c.Node(1).Addrs().Client, c.Node(len(c.Nodes())).Addrs().Client)
 	if o.detach {
-		fmt.Fprintf(info, "the nodes run on; stop them with: abacus dev down%s\n", devDirArg(o.dir))
+		fmt.Fprintf(info, "the nodes run on; stop them with: %s\n", devCommand(o.dir, "down"))
 		return nil
 	}
-	fmt.Fprintf(info, "the nodes run until Ctrl-C; break one from another terminal: abacus dev kill 2%s\n\n", devDirArg(o.dir))
+	fmt.Fprintf(info, "the nodes run until Ctrl-C; break one from another terminal: %s\n\n", devCommand(o.dir, "kill "+strconv.Itoa(min(2, len(c.Nodes())))))
 	stop() // from here on a second Ctrl-C ends this command at once
-	return superviseDev(watched, c, info)
+	return superviseDev(watched, c, o.dir, info)
+}
+
+// devRunning counts the nodes that run.
+func devRunning(c *proc.Cluster) int {
+	running := 0
+	for _, n := range c.Nodes() {
+		if n.Running() {
+			running++
+		}
+	}
+	return running
 }
 
 // validate refuses what no cluster can be; the nodes have the same bounds.
@@ -175,12 +229,18 @@ func (o *devUp) validate(changed func(flag string) bool) error {
 }
 
 // open opens the cluster of the directory, or creates it from the flags.
-func (o *devUp) open(cmd *cobra.Command, args []string) (*proc.Cluster, error) {
+func (o *devUp) open(cmd *cobra.Command) (*proc.Cluster, error) {
 	if err := o.validate(cmd.Flags().Changed); err != nil {
 		return nil, err
 	}
 	c, err := proc.Open(o.dir)
-	if err == nil {
+	if err == nil && c.Untouched() {
+		// Its first start failed before there was any data: nothing is lost with it.
+		if err := c.Discard(); err != nil {
+			return nil, err
+		}
+		err = proc.ErrNoCluster
+	} else if err == nil {
 		// What a cluster is was decided when it was made. A flag that says otherwise
 		// is a mistake to point out, not to pass over.
 		for _, f := range []struct {
@@ -191,9 +251,6 @@ func (o *devUp) open(cmd *cobra.Command, args []string) (*proc.Cluster, error) {
 				return nil, usagef("%s holds a cluster with --%s %d: leave the flag out to start it again, or choose another --dir", o.dir, f.name, f.got)
 			}
 		}
-		if len(args) > 0 {
-			return nil, usagef("%s holds a cluster, whose abacusd flags were given when it was made: leave them out to start it again, or choose another --dir", o.dir)
-		}
 		return c, nil
 	}
 	if !errors.Is(err, proc.ErrNoCluster) {
@@ -203,7 +260,11 @@ func (o *devUp) open(cmd *cobra.Command, args []string) (*proc.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return proc.Create(proc.Config{Dir: o.dir, Abacusd: abacusd, Nodes: o.nodes, Shards: o.shards, Replicas: o.replicas, BasePort: o.basePort, Args: args})
+	c, err = proc.Create(proc.Config{Dir: o.dir, Abacusd: abacusd, Nodes: o.nodes, Shards: o.shards, Replicas: o.replicas, BasePort: o.basePort})
+	if errors.Is(err, proc.ErrPortInUse) {
+		return nil, fmt.Errorf("%w: choose other ports with --base-port, or stop what listens there", err)
+	}
+	return c, err
 }
 
 // findAbacusd looks where it was told, else beside this program, else in PATH.
@@ -229,7 +290,7 @@ func findAbacusd(given string) (string, error) {
 
 // superviseDev says what happens to the nodes until Ctrl-C or ctx's end, then
 // stops them; it also ends when another command took the cluster down.
-func superviseDev(ctx context.Context, c *proc.Cluster, info io.Writer) error {
+func superviseDev(ctx context.Context, c *proc.Cluster, dir string, info io.Writer) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -267,7 +328,7 @@ func superviseDev(ctx context.Context, c *proc.Cluster, info io.Writer) error {
 					if now {
 						fmt.Fprintf(info, "%s is back (process %d)\n", n.ID(), n.Pid())
 					} else {
-						fmt.Fprintf(info, "%s has ended; bring it back with: abacus dev restart %d\n", n.ID(), n.N)
+						fmt.Fprintf(info, "%s has ended; bring it back with: %s\n", n.ID(), devCommand(dir, "restart "+strconv.Itoa(n.N)))
 					}
 				}
 				up[i] = now
@@ -291,12 +352,17 @@ func newDevDownCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			began := time.Now()
+			began, what := time.Now(), "all nodes have stopped"
+			if devRunning(c) == 0 {
+				what = "no node was running"
+			}
 			if err := c.Stop(devStopGrace); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "all nodes have stopped (%v); \"abacus dev up%s\" starts them again with their data\n",
-				time.Since(began).Round(100*time.Millisecond), devDirArg(dir))
+			if devTook := time.Since(began).Round(100 * time.Millisecond); devTook > 0 {
+				what += fmt.Sprintf(" (%v)", devTook)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s; \"%s\" starts them again with their data\n", what, devCommand(dir, "up"))
 			return nil
 		},
 	}
@@ -307,19 +373,20 @@ func newDevDownCommand() *cobra.Command {
 func openDev(dir string) (*proc.Cluster, error) {
 	c, err := proc.Open(dir)
 	if errors.Is(err, proc.ErrNoCluster) {
-		return nil, fmt.Errorf("%s holds no cluster: start one with \"abacus dev up\", or name the directory with --dir", dir)
+		return nil, fmt.Errorf("%s holds no cluster: start one with \"%s\", or name another directory with --dir", dir, devCommand(dir, "up"))
 	}
 	return c, err
 }
 
 // newDevNodeCommand makes a command that does one thing to each of the nodes it names.
-func newDevNodeCommand(name, short string, act func(*proc.Node) (string, error)) *cobra.Command {
+func newDevNodeCommand(name, short string, d devDeed) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:               name + " N…",
 		ValidArgsFunction: completeNodes(&dir),
 		Short:             short,
-		Args:              cobra.MinimumNArgs(1),
+		Long:              d.long,
+		Args:              takesSome,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := openDev(dir)
 			if err != nil {
@@ -334,17 +401,67 @@ func newDevNodeCommand(name, short string, act func(*proc.Node) (string, error))
 				nodes = append(nodes, c.Node(n))
 			}
 			for _, n := range nodes {
-				done, err := act(n)
+				done, err := d.act(n)
 				if err != nil {
 					return err
 				}
+				if d.undo != "" {
+					done += devCommand(dir, d.undo+" "+strconv.Itoa(n.N))
+				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s %s\n", n.ID(), done)
 			}
-			return nil
+			if d.after == nil {
+				return nil
+			}
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			return d.after(ctx, c, nodes, dir, cmd.ErrOrStderr())
 		},
 	}
 	devDirFlag(cmd, &dir)
 	return cmd
+}
+
+// newDevRestartCommand is `abacus dev restart`, which waits as `abacus dev up` does.
+func newDevRestartCommand() *cobra.Command {
+	var (
+		noWait bool
+		wait   time.Duration
+	)
+	cmd := newDevNodeCommand("restart", "Start nodes again, stopping those that run", devDeed{
+		long: "Start nodes again, stopping those that run, and wait until the cluster is well. While other nodes are\ndown it cannot be: then until these nodes answer and the others have noticed.",
+		act:  devRestart,
+		after: func(ctx context.Context, c *proc.Cluster, nodes []*proc.Node, dir string, info io.Writer) error {
+			if noWait {
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(ctx, wait)
+			defer cancel()
+			return devUntilWell(ctx, c, nodes, dir, info)
+		},
+	})
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the nodes answer")
+	cmd.Flags().DurationVar(&wait, "wait", 60*time.Second, "how long the cluster may take to be well")
+	return cmd
+}
+
+func devUntilWell(ctx context.Context, c *proc.Cluster, nodes []*proc.Node, dir string, info io.Writer) error {
+	for _, n := range nodes {
+		if err := n.WaitNoticed(ctx, true); err != nil {
+			return fmt.Errorf("%s is up, and %w; look with: %s", n.ID(), err, devCommand(dir, "status"))
+		}
+	}
+	for _, row := range devNodes(c) {
+		if row.State != "running" {
+			fmt.Fprintf(info, "%s is still %s\n", row.ID, row.State)
+			return nil
+		}
+	}
+	if err := c.WaitReady(ctx, nil); err != nil {
+		return fmt.Errorf("%w; look with: %s", err, devCommand(dir, "status"))
+	}
+	fmt.Fprintln(info, "the cluster is well")
+	return nil
 }
 
 func devRestart(n *proc.Node) (string, error) {
@@ -384,7 +501,7 @@ func newDevStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printDevStatus(cmd, c)
+			return printDevStatus(cmd, c, dir)
 		},
 	}
 	devDirFlag(cmd, &dir)
@@ -419,12 +536,32 @@ func devNodes(c *proc.Cluster) []devNodeStatus {
 	return rows
 }
 
-func printDevStatus(cmd *cobra.Command, c *proc.Cluster) error {
+func printDevStatus(cmd *cobra.Command, c *proc.Cluster, dir string) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 	defer cancel()
 	rows := devNodes(c)
 	status, statusErr := c.Status(ctx)
-	healthy := statusErr == nil && status.Healthy
+	// What the processes are is known here better than in the cluster, which takes a
+	// moment to notice.
+	var problems, notes []string
+	running := 0
+	for _, r := range rows {
+		if r.State == "running" {
+			running++
+		} else {
+			problems = append(problems, r.ID+" is "+r.State)
+		}
+	}
+	if statusErr == nil {
+		var sick []sickShard
+		for _, s := range status.Shards {
+			if !s.Healthy {
+				sick = append(sick, sickShard{s.ID, s.Problem})
+			}
+		}
+		problems, notes = append(problems, together(status.Problems, sick)...), status.Notes
+	}
+	healthy := statusErr == nil && status.Healthy && len(problems) == 0
 	out := cmd.OutOrStdout()
 	if f := cmd.Flag("output"); f != nil && f.Value.String() == "json" {
 		enc := json.NewEncoder(out)
@@ -452,10 +589,17 @@ func printDevStatus(cmd *cobra.Command, c *proc.Cluster) error {
 		}
 	}
 	switch {
+	case devRunning(c) == 0:
+		return fmt.Errorf("no node is running; start them with: %s", devCommand(dir, "up"))
+	case statusErr != nil && running == 0:
+		return fmt.Errorf("the cluster does not answer: %s", strings.Join(problems, "; "))
 	case statusErr != nil:
 		return fmt.Errorf("the cluster does not answer: %w", statusErr)
 	case !healthy:
-		return fmt.Errorf("the cluster is not well: %s", strings.Join(status.Problems, "; "))
+		return fmt.Errorf("the cluster is not well: %s", strings.Join(problems, "; "))
+	}
+	for _, n := range notes {
+		fmt.Fprintln(cmd.ErrOrStderr(), "note:", n)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "the cluster is well: %d shards, %d nodes\n", len(status.Shards), len(status.Nodes))
 	return nil
@@ -470,6 +614,9 @@ func printDevAddrs(out io.Writer, c *proc.Cluster) {
 	}
 	_ = w.Flush()
 }
+
+// devCommand is a command on the cluster in a directory as its user would type it.
+func devCommand(dir, command string) string { return self + " dev " + command + devDirArg(dir) }
 
 // devDirArg is the flag to repeat in advice, nothing for the default directory.
 func devDirArg(dir string) string {

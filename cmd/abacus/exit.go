@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -89,16 +90,28 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 		return fmt.Sprintf("usage: %s\nsee:   %s --help", cmd.UseLine(), cmd.CommandPath())
 	case errors.Is(err, errInterrupted):
 		return ""
-	case errors.Is(err, client.ErrNotFound) && strings.HasPrefix(cmd.CommandPath(), "abacus job"):
-		return "see which jobs there are: abacus job list"
+	case errors.Is(err, client.ErrNotFound) && strings.HasPrefix(nameOf(cmd), "job"):
+		return "see which jobs there are: " + a.try("job list")
 	case errors.Is(err, client.ErrTooManyClients):
 		return fmt.Sprintf("the nodes at %s have no room for another connection: end some clients, give other nodes with --addr or ABACUS_ADDR, or raise --max-clients of abacusd", a.addrs)
 	case errors.Is(err, client.ErrNotClientPort):
 		return fmt.Sprintf("%s is not a client port; give one with --addr or ABACUS_ADDR: 7401 by default (7601 is HTTP, 7501 is for the nodes among themselves)", a.addrs)
 	case errors.Is(err, client.ErrDiskFull):
-		return "delete what is not needed, or make room on the nodes' disks; \"abacus status\" tells which"
+		return fmt.Sprintf("delete what is not needed, or make room on the nodes' disks; see with \"%s\" on which", a.try("status"))
+	case errors.Is(err, client.ErrUnavailable) && a.nobodyThere(err):
+		return fmt.Sprintf("no node listens at %s: start a cluster here with \"%s dev up\", or name running nodes with --addr a,b,c / ABACUS_ADDR", a.addrs, self)
 	case errors.Is(err, client.ErrUnavailable):
-		return fmt.Sprintf("no node took the request at %s; look at a running one with \"abacus status\", start a cluster here with \"abacus dev up\", or name other nodes with --addr a,b,c / ABACUS_ADDR", a.addrs)
+		return fmt.Sprintf("a node is there, but it needs others: a shard is served while a majority of its replicas is up; see with \"%s\" what is down", a.try("status"))
+	case errors.Is(err, client.ErrUncertain) && (errors.Is(err, client.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)):
+		return fmt.Sprintf("the time (--timeout %v) ended while a node was at it; see with \"%s\" whether every shard has a leader", a.timeout, a.try("status"))
 	}
 	return ""
+}
+
+// nobodyThere says that the last attempt did not get a connection to the only
+// address that was given. A node further on, of which another one told us, is no
+// reason to start a cluster.
+func (a *app) nobodyThere(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil && dial.Addr.String() == strings.TrimSpace(a.addrs)
 }

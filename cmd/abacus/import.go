@@ -59,13 +59,16 @@ An import that fails has stored a part of the records; run it again.`,
 			}
 			defer in.Close()
 			bar := newBar(cmd.ErrOrStderr(), "importing", size, true)
-			next, err := newRecords(io.TeeReader(in, bar), o)
+			file := &countedReader{r: in}
+			next, err := newRecords(file, o)
 			if err != nil {
 				return fmt.Errorf("import %s: %w", args[0], err)
 			}
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				began := time.Now()
-				done, err := pump(ctx, c, next)
+				done, err := pump(ctx, c, next, file.count, func(total pumped) {
+					bar.to(total.read, "importing: "+plural(total.records, "record")+" stored,")
+				})
 				bar.clear()
 				if err != nil {
 					return fmt.Errorf("import %s: %w (%s stored so far; importing again is safe)", args[0], err, plural(done.records, "record"))
@@ -112,17 +115,34 @@ func openInput(name string, stdin io.Reader) (io.ReadCloser, int64, error) {
 	return f, -1, nil
 }
 
-// pumped counts what is stored.
-type pumped struct{ records, bytes int64 }
+// countedReader counts what was read. It belongs to one goroutine.
+type countedReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func (c *countedReader) count() int64 { return c.n }
+
+// pumped counts what is stored: records, their bytes, and how much of the file they
+// were read from.
+type pumped struct{ records, bytes, read int64 }
 
 // batch is a group of records on its way. A key is in it once: the last record
 // with it counts.
 type batch struct {
 	cmds    []client.Cmd
 	lines   []int64
+	times   []int64 // how many records have the key
 	index   map[string]int
 	records int64
 	bytes   int64
+	read    int64 // of the file since the batch before
 	done    chan struct{}
 }
 
@@ -134,17 +154,20 @@ func (b *batch) add(r record) {
 	cmd := client.Cmd{Args: [][]byte{[]byte("SET"), r.key, r.value}, Repeatable: true}
 	if i, ok := b.index[string(r.key)]; ok {
 		b.cmds[i], b.lines[i] = cmd, r.line
+		b.times[i]++
 		return
 	}
 	b.index[string(r.key)] = len(b.cmds)
 	b.cmds = append(b.cmds, cmd)
 	b.lines = append(b.lines, r.line)
+	b.times = append(b.times, 1)
 }
 
 // pump stores all records, several batches at a time, and stops at the first
 // error. A record waits for an earlier batch that holds its key, so that the
-// last record with a key is the one that stays.
-func pump(ctx context.Context, c *client.Client, next func() (record, error)) (pumped, error) {
+// last record with a key is the one that stays. After each batch that the cluster
+// has acknowledged it reports the total; offset is how far the file was read.
+func pump(ctx context.Context, c *client.Client, next func() (record, error), offset func() int64, report func(pumped)) (pumped, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
@@ -154,7 +177,9 @@ func pump(ctx context.Context, c *client.Client, next func() (record, error)) (p
 		slots  = make(chan struct{}, batchesAtOnce)
 		flying []*batch // sent, perhaps done
 	)
+	sentTo := int64(0) // in the file
 	send := func(b *batch) bool {
+		b.read, sentTo = offset()-sentTo, offset()
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
@@ -175,6 +200,10 @@ func pump(ctx context.Context, c *client.Client, next func() (record, error)) (p
 			mu.Lock()
 			total.records += stored.records
 			total.bytes += stored.bytes
+			total.read += stored.read
+			if err == nil {
+				report(total)
+			}
 			mu.Unlock()
 			if err != nil {
 				cancel(err)
@@ -240,7 +269,7 @@ func (b *batch) store(ctx context.Context, c *client.Client) (pumped, error) {
 		if r.Err == nil {
 			continue
 		}
-		failed++
+		failed += b.times[i]
 		if first == nil {
 			first = r.Err
 			var refused *client.ServerError
@@ -252,5 +281,5 @@ func (b *batch) store(ctx context.Context, c *client.Client) (pumped, error) {
 	if first != nil {
 		return pumped{records: b.records - failed}, first
 	}
-	return pumped{b.records, b.bytes}, nil
+	return pumped{b.records, b.bytes, b.read}, nil
 }

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,16 +45,16 @@ func specFlags(cmd *cobra.Command, s *job.Spec) (finish func() error) {
 	f.StringVar(&s.Name, "name", "", "a name for people")
 	f.StringVar(&s.ID, "id", "", "the job's id; submitting twice with one id is one job (default: made up)")
 	f.IntVar(&s.TasksPerReplica, "tasks-per-replica", 0, "into how many tasks to cut for each replica (default: by the number of records)")
-	f.DurationVar(&timeout, "timeout", job.DefaultTimeout, "how long the job may take")
+	f.DurationVar(&timeout, "timeout", job.DefaultTimeout, "how long the job may take (here it is not the time of one request)")
 	return func() error {
-		if timeout < time.Millisecond {
-			return usagef("--timeout %v: it must be at least 1ms", timeout)
+		if timeout < time.Millisecond || timeout > job.MaxTimeout {
+			return usagef("--timeout %v: the time of the job must be within 1ms..%v", timeout, job.MaxTimeout)
 		}
 		s.TimeoutMillis = timeout.Milliseconds()
 		if err := s.Validate(); err != nil {
 			var wrong *job.SpecError
-			if errors.As(err, &wrong) {
-				return usagef("--%s", strings.ReplaceAll(err.Error(), "_", "-"))
+			if errors.As(err, &wrong) { // the field has the flag's name, but for the dashes
+				return usagef("--%s%s", strings.ReplaceAll(wrong.Field, "_", "-"), strings.TrimPrefix(err.Error(), wrong.Field))
 			}
 			return err
 		}
@@ -84,11 +85,11 @@ unavailable, 6 not known whether it was submitted, 124 time-out.`,
 			return err
 		}
 		return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
-			id, err := submit(ctx, c, spec)
+			id, err := a.submit(ctx, c, spec)
 			if err != nil {
 				return err
 			}
-			rec, err := followJob(ctx, c, id, cmd.ErrOrStderr())
+			rec, err := a.followJob(ctx, c, id, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -99,10 +100,10 @@ unavailable, 6 not known whether it was submitted, 124 time-out.`,
 }
 
 // submit submits and, where the outcome is unknown, says how to find out.
-func submit(ctx context.Context, c *client.Client, spec job.Spec) (string, error) {
+func (a *app) submit(ctx context.Context, c *client.Client, spec job.Spec) (string, error) {
 	id, err := c.SubmitJob(ctx, spec)
 	if errors.Is(err, client.ErrUncertain) {
-		return "", fmt.Errorf("%w; look with: abacus job status %s; to submit it again, give it this id (--id, or \"id\" in the file)", err, id)
+		return "", fmt.Errorf("%w; look with: %s; to submit it again, give it this id (--id, or \"id\" in the file)", err, a.try("job status "+id))
 	}
 	return id, err
 }
@@ -140,7 +141,7 @@ the flags that describe a job do not go with it.`,
 			return err
 		}
 		return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
-			id, err := submit(ctx, c, spec)
+			id, err := a.submit(ctx, c, spec)
 			if err != nil {
 				return err
 			}
@@ -155,15 +156,11 @@ the flags that describe a job do not go with it.`,
 }
 
 func readSpec(name string, stdin io.Reader) (job.Spec, error) {
-	in := stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return job.Spec{}, err // it says which file and why
-		}
-		defer f.Close()
-		in = f
+	in, _, err := openInput(name, stdin)
+	if err != nil {
+		return job.Spec{}, err
 	}
+	defer in.Close()
 	text, err := io.ReadAll(io.LimitReader(in, job.MaxSpecBytes+1))
 	if err != nil {
 		return job.Spec{}, fmt.Errorf("read %s: %w", name, err)
@@ -178,9 +175,10 @@ func readSpec(name string, stdin io.Reader) (job.Spec, error) {
 func newJobWaitCommand(a *app) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "wait ID",
-		Short: "Follow a job until it ends and print its result alone",
-		Args:  takes(1, 1),
+		Use:               "wait ID",
+		Short:             "Follow a job until it ends and print its result alone",
+		Args:              takes(1, 1),
+		ValidArgsFunction: completeJobs(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				if timeout > 0 {
@@ -188,7 +186,7 @@ func newJobWaitCommand(a *app) *cobra.Command {
 					ctx, cancel = context.WithTimeoutCause(ctx, timeout, errWaitOver)
 					defer cancel()
 				}
-				rec, err := followJob(ctx, c, args[0], cmd.ErrOrStderr())
+				rec, err := a.followJob(ctx, c, args[0], cmd.ErrOrStderr())
 				if err != nil {
 					return err
 				}
@@ -204,9 +202,10 @@ var errWaitOver = errors.New("the job has not ended")
 
 func newJobResultCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "result ID",
-		Short: "Print the result of a job that has ended",
-		Args:  takes(1, 1),
+		Use:               "result ID",
+		Short:             "Print the result of a job that has ended",
+		Args:              takes(1, 1),
+		ValidArgsFunction: completeJobs(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				rec, err := c.JobStatus(ctx, args[0])
@@ -214,7 +213,7 @@ func newJobResultCommand(a *app) *cobra.Command {
 					return err
 				}
 				if !rec.State.Finished() {
-					return &exitError{exitFailed, fmt.Errorf("job %s has not ended, it is %s; wait for it with: abacus job wait %s", rec.ID, rec.State, rec.ID)}
+					return &exitError{exitFailed, fmt.Errorf("job %s has not ended, it is %s; wait for it with: %s", rec.ID, rec.State, a.try("job wait "+rec.ID))}
 				}
 				return a.printResult(cmd, rec)
 			})
@@ -224,7 +223,7 @@ func newJobResultCommand(a *app) *cobra.Command {
 
 // followJob waits for the job's end and shows its progress: a bar on a terminal,
 // else a line now and then. When it is interrupted, the job goes on.
-func followJob(ctx context.Context, c *client.Client, id string, info io.Writer) (job.Record, error) {
+func (a *app) followJob(ctx context.Context, c *client.Client, id string, info io.Writer) (job.Record, error) {
 	bar := newBar(info, "job "+id, 1, false)
 	lastLine := time.Now()
 	rec, err := c.JobWait(ctx, id, func(r job.Record) {
@@ -239,7 +238,7 @@ func followJob(ctx context.Context, c *client.Client, id string, info io.Writer)
 		}
 	})
 	bar.clear()
-	goesOn := fmt.Sprintf("job %s goes on; wait for it with: abacus job wait %s", id, id)
+	goesOn := fmt.Sprintf("job %s goes on; wait for it with: %s", id, a.try("job wait "+id))
 	switch {
 	case err == nil:
 		return rec, nil
@@ -251,7 +250,7 @@ func followJob(ctx context.Context, c *client.Client, id string, info io.Writer)
 	case errors.Is(err, client.ErrNotFound):
 		return rec, err
 	}
-	return rec, fmt.Errorf("follow job %s: %w; ask again with: abacus job wait %s", id, err, id)
+	return rec, fmt.Errorf("follow job %s: %w; ask again with: %s", id, err, a.try("job wait "+id))
 }
 
 // printResult writes the result of a job that has ended, alone, and what a
@@ -263,7 +262,11 @@ func (a *app) printResult(cmd *cobra.Command, rec job.Record) error {
 			return err
 		}
 	}
+	err := rec.Err()
 	note := rec.Note
+	if errors.Is(err, job.ErrNoRecords) && rec.Records == 0 {
+		note = "" // the error says the same
+	}
 	if rec.Bad > 0 && rec.State == job.Succeeded {
 		if note == "" {
 			note = fmt.Sprintf("%s of %s did not parse and were left out", plural(rec.Bad, "record"), count(rec.Records))
@@ -273,10 +276,12 @@ func (a *app) printResult(cmd *cobra.Command, rec job.Record) error {
 	if note != "" {
 		fmt.Fprintln(info, "note:", note)
 	}
-	if err := rec.Err(); err != nil {
-		if errors.Is(err, job.ErrNoRecords) {
-			return &exitError{exitFailed, fmt.Errorf("no records: no key begins with %q, so there is no %s", rec.Spec.Prefix, rec.Spec.Reduce)}
-		}
+	switch {
+	case errors.Is(err, job.ErrNoRecords) && rec.Records > 0:
+		return &exitError{exitFailed, fmt.Errorf("no records: all %s were left out, so there is no %s", count(rec.Records), rec.Spec.Reduce)}
+	case errors.Is(err, job.ErrNoRecords):
+		return &exitError{exitFailed, fmt.Errorf("no records: no key begins with %q, so there is no %s", rec.Spec.Prefix, rec.Spec.Reduce)}
+	case err != nil:
 		return err
 	}
 	if a.json() {
@@ -300,10 +305,15 @@ func sample(keys []string) string {
 }
 
 func newJobStatusCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var tasks bool
+	cmd := &cobra.Command{
 		Use:   "status ID",
-		Short: "Show how a job stands and which node ran which task",
-		Args:  takes(1, 1),
+		Short: "Show how a job stands and what each node did for it",
+		Long: `Show how a job stands and what each node did for it; with --tasks, which node ran which
+task, where it was tried before, and at which index of its log each shard was read. With
+-o json, the whole record.`,
+		Args:              takes(1, 1),
+		ValidArgsFunction: completeJobs(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				rec, err := c.JobStatus(ctx, args[0])
@@ -313,13 +323,15 @@ func newJobStatusCommand(a *app) *cobra.Command {
 				if a.json() {
 					return writeJSON(cmd.OutOrStdout(), rec)
 				}
-				return printJob(cmd.OutOrStdout(), rec)
+				return printJob(cmd.OutOrStdout(), rec, tasks)
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&tasks, "tasks", false, "a line for each task instead of each node")
+	return cmd
 }
 
-func printJob(w io.Writer, r job.Record) error {
+func printJob(w io.Writer, r job.Record, tasks bool) error {
 	line := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(w, "%-10s %s\n", name, value)
@@ -357,6 +369,9 @@ func printJob(w io.Writer, r job.Record) error {
 		return nil
 	}
 	fmt.Fprintln(w)
+	if !tasks {
+		return printWork(w, r)
+	}
 	t := newTable(w, "SHARD", "MASTER", "INDEX", "TASK", "SLOTS", "NODE", "ROLE", "RECORDS", "BAD", "MS", "ATTEMPTS", "FAILED ON")
 	for _, s := range r.Shards {
 		for _, k := range s.Tasks {
@@ -371,6 +386,61 @@ func printJob(w io.Writer, r job.Record) error {
 		}
 	}
 	return t.flush()
+}
+
+// work is what one node did for a job.
+type work struct {
+	shards                     map[uint32]bool
+	leader, follower           int // tasks done in that role
+	running, retried           int
+	records, bad, milliseconds int64
+}
+
+// printWork adds up the tasks by node.
+func printWork(w io.Writer, r job.Record) error {
+	nodes := map[string]*work{}
+	waiting := 0
+	for _, s := range r.Shards {
+		for _, k := range s.Tasks {
+			if k.Node == "" {
+				waiting++
+				continue
+			}
+			n := nodes[k.Node]
+			if n == nil {
+				n = &work{shards: map[uint32]bool{}}
+				nodes[k.Node] = n
+			}
+			n.shards[s.Shard] = true
+			switch {
+			case !k.Done:
+				n.running++
+				continue
+			case k.Role == job.RoleFollower:
+				n.follower++
+			default:
+				n.leader++
+			}
+			if len(k.FailedOn) > 0 {
+				n.retried++
+			}
+			n.records += k.Records
+			n.bad += k.Bad
+			n.milliseconds += k.Millis
+		}
+	}
+	t := newTable(w, "NODE", "SHARDS", "TASKS AS LEADER", "AS FOLLOWER", "RUNNING", "TAKEN OVER", "RECORDS", "BAD", "MS")
+	for _, id := range slices.Sorted(maps.Keys(nodes)) {
+		n := nodes[id]
+		t.row(id, len(n.shards), n.leader, n.follower, n.running, n.retried, count(n.records), count(n.bad), count(n.milliseconds))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if waiting > 0 {
+		fmt.Fprintf(w, "%s wait for a node\n", plural(int64(waiting), "task"))
+	}
+	return nil
 }
 
 // specLine is a job's specification as its flags.
@@ -434,9 +504,10 @@ func short(s string, most int) string {
 
 func newJobCancelCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "cancel ID",
-		Short: "End a job without a result",
-		Args:  takes(1, 1),
+		Use:               "cancel ID",
+		Short:             "End a job without a result",
+		Args:              takes(1, 1),
+		ValidArgsFunction: completeJobs(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				if err := c.CancelJob(ctx, args[0]); err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"time"
 
@@ -33,7 +32,7 @@ another node has shown. stale:2s asks the leader if the replica had no word from
   abacus get greeting --consistency stale:500ms
   abacus get photo > photo.jpg
   abacus get greeting -o json`,
-		Args: takes(1, 1),
+		Args: withKey(takes(1, 1), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				v, err := c.Get(ctx, args[0])
@@ -76,7 +75,7 @@ shard's replicas. Exit code 6 says that the outcome is unknown.`,
   date | abacus put today -
   abacus put session abc --ttl 30m
   abacus put balance -- -5            # a value that begins with -`,
-		Args: takes(1, 2),
+		Args: withKey(takes(1, 2), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := putValue(cmd.InOrStdin(), args, file)
 			if err != nil {
@@ -117,9 +116,9 @@ func putValue(stdin io.Reader, args []string, file string) ([]byte, error) {
 	case file != "" && len(args) == 2:
 		return nil, usagef("give the value either as an argument or with --file")
 	case file != "":
-		f, err := os.Open(file)
+		f, _, err := openInput(file, stdin)
 		if err != nil {
-			return nil, err // it says which file and why
+			return nil, err
 		}
 		defer f.Close()
 		return readValue(f, file)
@@ -169,7 +168,7 @@ removed as one; others one by one.`,
 		Example: `  abacus del greeting
   abacus del session/1 session/2
   abacus scan --prefix tmp/ | xargs abacus del`,
-		Args: cobra.MinimumNArgs(1),
+		Args: withKey(takesSome, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				n, err := c.Del(ctx, args...)
@@ -194,7 +193,7 @@ Exit code 6 says that the outcome is unknown all the same: it may or may not hav
 been stored. Read the key before trying again, or it may be counted twice.`,
 		Example: `  abacus incr visits
   abacus incr stock -- -3`,
-		Args: takes(1, 2),
+		Args: withKey(takes(1, 2), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			by := int64(1)
 			if len(args) == 2 {
@@ -206,7 +205,7 @@ been stored. Read the key before trying again, or it may be counted twice.`,
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				n, err := c.Incr(ctx, args[0], by)
 				if err != nil {
-					return err
+					return fmt.Errorf("incr %s: %w", shown(args[0]), err)
 				}
 				return a.number(cmd, "value", n)
 			})
@@ -224,7 +223,7 @@ not, and nothing was changed. To create a key only if there is none, use
 		Example: `  abacus cas lock free taken
   abacus cas greeting hello "good bye"
   abacus cas balance -- 10 -5         # a value that begins with -`,
-		Args: takes(3, 3),
+		Args: withKey(takes(3, 3), false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
 				swapped, err := c.CAS(ctx, args[0], []byte(args[1]), []byte(args[2]))

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/abacusdb/abacus/chaos/proc"
 	"github.com/abacusdb/abacus/client"
 )
 
@@ -33,7 +35,13 @@ const defaultAddr = "127.0.0.1:7401"
 // for somebody waits who may have mistaken the address.
 const giveUpRefused = 1500 * time.Millisecond
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+// self is how the user calls this program, for advice that can be pasted.
+var self = "abacus"
+
+func main() {
+	self = proc.Shell([]string{os.Args[0]})
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
 
 // run is main with its surroundings as arguments.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -66,17 +74,21 @@ type app struct {
 	// consistency is of the commands that read; empty where there is no such flag.
 	consistency string
 
-	started bool // the command line was good and the command runs
+	usual   string // the addresses without --addr
+	started bool   // the command line was good and the command runs
 }
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "abacus",
-		Short: "Use an Abacus cluster: keys and values, jobs over them, and how the cluster is",
+		Use: "abacus",
+		// For usage lines; the name proper stays, for completion goes by it.
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: self},
+		Short:       "Use an Abacus cluster: keys and values, jobs over them, and how the cluster is",
 		Long: `abacus talks to an Abacus cluster: a durable, linearizable key-value database
 whose replicas also compute jobs over the keys.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed
+Results go to stdout, everything else to stderr; with -o json too, errors are lines of
+text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 (no such key, no records, a sick cluster), 2 wrong usage, 3 job cancelled,
 4 no such job, 5 cluster unavailable (nothing was done), 6 outcome unknown,
 124 time-out, 130 interrupted.`,
@@ -101,15 +113,14 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed
 	}
 	root.Version = versionString()
 	root.SetVersionTemplate("abacus {{.Version}}\n")
-	addr := os.Getenv("ABACUS_ADDR")
-	if addr == "" {
-		addr = defaultAddr
-	}
+	a.usual = cmp.Or(os.Getenv("ABACUS_ADDR"), defaultAddr)
 	f := root.PersistentFlags()
-	f.StringVar(&a.addrs, "addr", addr, "client address of a node, or several with commas (environment: ABACUS_ADDR)")
+	f.StringVar(&a.addrs, "addr", a.usual, "client address of a node, or several with commas (environment: ABACUS_ADDR)")
 	f.StringVarP(&a.output, "output", "o", "table", "how results are written: table or json")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one request may take, attempts on several nodes included")
 	root.SetFlagErrorFunc(flagError)
+	cobra.AddTemplateFunc("plainBools", plainBools)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", ".FlagUsages | plainBools |"))
 
 	root.AddGroup(&cobra.Group{ID: "keys", Title: "Keys and values:"}, &cobra.Group{ID: "jobs", Title: "Jobs:"}, &cobra.Group{ID: "cluster", Title: "The cluster:"})
 	group := func(id string, cmds ...*cobra.Command) {
@@ -213,6 +224,14 @@ func (a *app) openWith(cfg client.Config) (*client.Client, error) {
 		return nil, &usageError{err: fmt.Errorf("--addr %s: %w", a.addrs, err)}
 	}
 	return c, nil
+}
+
+// try is a command as its user would type it, for advice.
+func (a *app) try(command string) string {
+	if a.addrs != a.usual {
+		command += " " + proc.Shell([]string{"--addr", a.addrs})
+	}
+	return self + " " + command
 }
 
 func (a *app) json() bool { return a.output == "json" }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/client"
 	"github.com/abacusdb/abacus/client/clienttest"
 	"github.com/abacusdb/abacus/compute/job"
 )
@@ -56,7 +57,7 @@ func TestKeysAndValues(t *testing.T) {
 	check(t, c, "-4\n", "", 0, "incr", "minus")
 	check(t, c, "-14\n", "", 0, "incr", "minus", "--", "-10")
 	check(t, c, "{\n  \"value\": -13\n}\n", "", 0, "incr", "minus", "-o", "json")
-	check(t, c, "", "value is not an integer", 1, "incr", "greeting")
+	check(t, c, "", "incr greeting: value is not an integer", 1, "incr", "greeting")
 	check(t, c, "", "not replaced", 1, "cas", "greeting", "bye", "x")
 	check(t, c, "OK\n", "", 0, "cas", "greeting", "hello", "bye")
 	check(t, c, "", "exists already", 1, "put", "--if-absent", "greeting", "x")
@@ -95,6 +96,12 @@ func TestUsage(t *testing.T) {
 		{"--base-port", []string{"dev", "up", "--base-port", "65300"}},
 		{"unknown flag", []string{"get", "k", "--nosuch"}},
 		{"usage: abacus get KEY", []string{"get"}},
+		{"del takes 1 argument or more, received none", []string{"del"}},
+		{"dev kill takes 1 argument or more, received none", []string{"dev", "kill"}},
+		{"the key is empty", []string{"put", "", "v"}},
+		{"the key is empty", []string{"del", "a", ""}},
+		{"--id: must be 1 to 64 of a-z A-Z 0-9 . _ -\n", []string{"job", "run", "--id", "a b"}},
+		{"--tasks-per-replica: must be", []string{"job", "run", "--tasks-per-replica", "99"}},
 		{"put greeting 'still here'", []string{"put", "greeting", "still", "here"}},
 		{"did you mean --prefix num/?", []string{"scan", "num/"}},
 		{"did you mean --prefix num/?", []string{"export", "num/"}},
@@ -137,7 +144,7 @@ func TestUsage(t *testing.T) {
 
 // A file that cannot be opened is no mistake in the command line.
 func TestFilesThatCannotBeOpened(t *testing.T) {
-	for _, args := range [][]string{{"put", "k", "--file", "/does/not/exist"}, {"import", "/does/not/exist"}, {"import", "/"}, {"job", "submit", "--file", "/does/not/exist"}} {
+	for _, args := range [][]string{{"put", "k", "--file", "/does/not/exist"}, {"import", "/does/not/exist"}, {"import", "/"}, {"job", "submit", "--file", "/does/not/exist"}, {"put", "k", "--file", "/"}, {"job", "submit", "--file", "/"}} {
 		r := abacus(t, nil, "", args...)
 		if r.code != exitFailed || !strings.Contains(r.info, "open "+args[len(args)-1]) || strings.Contains(r.info, "usage") {
 			t.Errorf("abacus %q: exit %d, stderr %q", args, r.code, r.info)
@@ -164,6 +171,19 @@ func TestCompletionOfValues(t *testing.T) {
 	}
 }
 
+// The help lists flags without what pflag adds to those that take no value.
+func TestHelpIsPlain(t *testing.T) {
+	r := abacus(t, nil, "", "put", "--help")
+	for _, want := range []string{"\n  -h, --help           help for put\n", "\n      --if-absent      store", "\n      --ttl duration   let"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("the help has no line %q:\n%s", want, r.out)
+		}
+	}
+	if r := abacus(t, nil, "", "del", "--help"); !strings.Contains(r.out, "\n  -h, --help   help for del\n") {
+		t.Errorf("the help of del:\n%s", r.out)
+	}
+}
+
 // A command that only has subcommands is no mistake without one, nor is help.
 func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{}, {"dev"}, {"job"}, {"completion"}, {"help"}, {"help", "job"}, {"help", "job", "run"}, {"job", "--help"}} {
@@ -182,13 +202,21 @@ func TestDevNodeThatIsNone(t *testing.T) {
 	}
 	c.Release()
 	check(t, nil, "", "\"9\" is no node: they are numbered 1 to 3", exitUsage, "dev", "kill", "9", "--dir", dir)
+	if err := os.MkdirAll(filepath.Join(c.Node(1).DataDir(), "x"), 0o755); err != nil { // it was started once
+		t.Fatal(err)
+	}
 	check(t, nil, "", "with --nodes 3", exitUsage, "dev", "up", "--nodes", "4", "--dir", dir)
+	check(t, nil, "", "no node was running; \"abacus dev up --dir ", 0, "dev", "down", "--dir", dir)
+	if r := abacus(t, nil, "", "dev", "status", "--dir", dir); r.code != exitFailed || !strings.Contains(r.info, "no node is running; start them with: abacus dev up --dir ") {
+		t.Errorf("status of a cluster that is down: %+v", r)
+	}
 }
 
 func TestFaultsHaveExitCodes(t *testing.T) {
 	c := clienttest.New(t, 2)
 	c.SetLeader(-1)
 	check(t, c, "", "cluster unavailable", exitUnavailable, "--timeout", "100ms", "put", "k", "v")
+	check(t, c, "", "a majority of its replicas", exitUnavailable, "--timeout", "100ms", "get", "k")
 	c.SetLeader(0)
 	c.Hook(func(r *clienttest.Request) clienttest.Fate {
 		if r.Args[0] == "INCRBY" {
@@ -201,7 +229,8 @@ func TestFaultsHaveExitCodes(t *testing.T) {
 	for _, n := range c.Nodes {
 		n.Stop()
 	}
-	check(t, c, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k")
+	check(t, c, "", "abacus status", exitUnavailable, "--timeout", "100ms", "get", "k")
+	check(t, nil, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k", "--addr", c.Nodes[0].Client)
 }
 
 // A node that takes no more clients says so and closes, having read nothing.
@@ -391,6 +420,40 @@ func TestImportUnderFaults(t *testing.T) {
 	}
 }
 
+// Progress is what the cluster has acknowledged, not what was read ahead.
+func TestImportProgress(t *testing.T) {
+	c := clienttest.New(t, 1)
+	cl, err := client.Open(client.Config{Addrs: c.Addrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	in := strings.Repeat("k\tv\n", 3*batchRecords)
+	for _, refuse := range []bool{false, true} {
+		c.Hook(func(r *clienttest.Request) clienttest.Fate {
+			if refuse && r.Args[0] == "SET" {
+				r.Reply.Error("ERR full")
+				return clienttest.Done
+			}
+			return clienttest.Serve
+		})
+		file := &countedReader{r: strings.NewReader(in)}
+		next, err := newRecords(file, recordOptions{format: "kv", width: 9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last pumped
+		total, err := pump(t.Context(), cl, next, file.count, func(p pumped) { last = p })
+		want := pumped{3 * batchRecords, 3 * batchRecords * 2, int64(len(in))}
+		if refuse {
+			want = pumped{}
+		}
+		if (err != nil) != refuse || total != want || last != want {
+			t.Errorf("refused %v: %+v, reported %+v, want %+v, %v", refuse, total, last, want, err)
+		}
+	}
+}
+
 func TestStatus(t *testing.T) {
 	c := clienttest.New(t, 2)
 	r := abacus(t, c, "", "status")
@@ -398,8 +461,9 @@ func TestStatus(t *testing.T) {
 		t.Errorf("status of a healthy cluster: %+v", r)
 	}
 	sick := `{"cluster_id":"x","node":"n1","replicas_wanted":3,"nodes":[{"id":"n1","alive":true,"leads":1},{"id":"n2"}],
-		"shards":[{"id":4,"slots":"0-16383","leader":"","replicas":[{"id":"n1.1","node":"n1","state":"leader","voter":true,"lag":0},
-		{"id":"n2.1","node":"n2","state":"down","voter":true,"lag":12}],"healthy":false,"problem":"no leader"}],"healthy":false,"problems":["node n2 is down","shard 4: no leader"]}`
+		"shards":[{"id":3,"leader":"n1","records":5,"healthy":false,"problem":"replica n2.1 is down"},{"id":5,"leader":"n1","records":6,"healthy":false,"problem":"replica n2.1 is down"},
+		{"id":4,"slots":"0-16383","leader":"","replicas":[{"id":"n1.1","node":"n1","state":"leader","voter":true,"lag":0},
+		{"id":"n2.1","node":"n2","state":"down","voter":true,"lag":12}],"healthy":false,"problem":"no leader"}],"healthy":false,"notes":["a note"],"problems":["node n2 is down","shard 3: replica n2.1 is down","shard 5: replica n2.1 is down","shard 4: no leader"]}`
 	c.Hook(func(r *clienttest.Request) clienttest.Fate {
 		if r.Args[0] != "ABACUS.STATUS" {
 			return clienttest.Serve
@@ -408,15 +472,16 @@ func TestStatus(t *testing.T) {
 		return clienttest.Done
 	})
 	r = abacus(t, c, "", "status")
-	for _, want := range []string{"DOWN", "2 of 3", "n1* n2(down,-12)", "SICK: no leader", "sick:\n  node n2 is down\n  shard 4: no leader\n"} {
+	for _, want := range []string{"DOWN", "2 of 3", "n1* n2(down,-12)", " SICK\n", "at least 11 keys (1 shard not counted)", "4      0-16383  -       ?     ?",
+		"\nnote: a note\nsick:\n  node n2 is down\n  shards 3, 5: replica n2.1 is down\n  shard 4: no leader\n"} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("status does not say %q:\n%s", want, r.out)
 		}
 	}
-	if r.code != 1 || !strings.Contains(r.info, "node n2 is down; shard 4: no leader") {
+	if r.code != 1 || r.info != "abacus: the cluster is not well\n" {
 		t.Errorf("exit %d, stderr %q", r.code, r.info)
 	}
-	if r := abacus(t, c, "", "status", "-o", "json"); r.code != 1 || !json.Valid([]byte(r.out)) {
+	if r := abacus(t, c, "", "status", "-o", "json"); r.code != 1 || !json.Valid([]byte(r.out)) || !strings.Contains(r.info, "node n2 is down; shards 3, 5: replica n2.1 is down; and 1 more") {
 		t.Errorf("as JSON: %+v", r)
 	}
 }
@@ -504,6 +569,18 @@ func TestJobRun(t *testing.T) {
 	}
 }
 
+// That there are no keys is said once.
+func TestNoRecordsIsSaidOnce(t *testing.T) {
+	c := clienttest.New(t, 1)
+	jobs(c, func(r *job.Record) {
+		r.State, r.Code, r.Note = job.Failed, job.CodeNoRecords, `no key begins with "none/"`
+	})
+	r := abacus(t, c, "", "job", "run", "--prefix", "none/", "--map", "len", "--reduce", "max")
+	if r.code != exitFailed || strings.Count(r.info, "no key begins with") != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestJobCommands(t *testing.T) {
 	c := clienttest.New(t, 2)
 	value := job.Number("7")
@@ -521,11 +598,19 @@ func TestJobCommands(t *testing.T) {
 	check(t, c, "", "job wait mine", 1, "job", "result", "mine")
 	check(t, c, "7\n", "", 0, "job", "wait", "mine")
 	check(t, c, "7\n", "", 0, "job", "result", "mine")
-	r := abacus(t, c, "", "job", "status", "mine")
-	for _, want := range []string{"a name", "succeeded", "n2", "follower", "0-99", "n3", "42"} {
-		if !strings.Contains(r.out, want) {
-			t.Errorf("job status does not say %q:\n%s", want, r.out)
+	for want, args := range map[string][]string{
+		"0-99   n2    follower  10       0    0   2         n3":                            {"--tasks"},
+		"n2    1       0                1            0        1           10       0    0": nil,
+		"name       a name":    nil,
+		"state      succeeded": nil,
+		`"failed_on": [`:       {"-o", "json"},
+	} {
+		if r := abacus(t, c, "", append([]string{"job", "status", "mine"}, args...)...); !strings.Contains(r.out, want) {
+			t.Errorf("job status %v does not say %q:\n%s", args, want, r.out)
 		}
+	}
+	if r := abacus(t, c, "", "__complete", "--addr", strings.Join(c.Addrs(), ","), "job", "status", ""); !strings.Contains(r.out, "mine\tsucceeded a name\n") {
+		t.Errorf("the shell is offered %q", r.out)
 	}
 	check(t, c, "OK\n", "", 0, "job", "cancel", "other")
 	check(t, c, "", "cancelled", 3, "job", "wait", "other")

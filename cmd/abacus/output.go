@@ -141,12 +141,16 @@ func newBar(w io.Writer, what string, total int64, bytes bool) bar {
 	)}
 }
 
-// Write counts bytes.
-func (b bar) Write(p []byte) (int, error) {
-	if b.pb != nil {
-		b.pb.Add(len(p))
+// to moves the bar to done, of a total that may not be known, under a new description.
+func (b bar) to(done int64, what string) {
+	if b.pb == nil {
+		return
 	}
-	return len(p), nil
+	b.pb.Describe(what)
+	if most := b.pb.GetMax64(); most > 0 {
+		done = min(done, most-1) // a bar that is full says it is finished
+	}
+	b.pb.Set64(done)
 }
 
 func (b bar) set(done, total int) {

@@ -43,6 +43,19 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.StringVar(&opts.config, "config", "", "YAML file with any of these settings")
 }
 
+// ignored names the settings that were given and have no meaning, because this
+// node makes no cluster: --shards and --replicas. Beside --bootstrap on a directory
+// that has a cluster already, the node says so.
+func ignored(f *pflag.FlagSet, cfg node.Config) string {
+	var given []string
+	for _, name := range []string{"shards", "replicas"} {
+		if !cfg.Bootstrap && f.Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	return strings.Join(given, ", ")
+}
+
 // envName is a flag's name in the environment: data-dir → ABACUS_DATA_DIR.
 func envName(flag string) string {
 	return "ABACUS_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))

@@ -58,6 +58,21 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// What means nothing without --bootstrap is not passed over in silence.
+func TestIgnored(t *testing.T) {
+	for want, args := range map[string][]string{"": {"--bootstrap", "--shards", "4"}, "--shards, --replicas": {"--join", "127.0.0.1:1", "--shards", "4", "--replicas", "3"}} {
+		cfg, opts := node.DefaultConfig(), options{}
+		f := pflag.NewFlagSet("abacusd", pflag.ContinueOnError)
+		bindFlags(f, &cfg, &opts)
+		if err := f.Parse(args); err != nil {
+			t.Fatal(err)
+		}
+		if got := ignored(f, cfg); got != want {
+			t.Errorf("%q: ignored are %q, want %q", args, got, want)
+		}
+	}
+}
+
 // Every fault of the environment and the file is named, with where it stands.
 func TestLayerFaults(t *testing.T) {
 	t.Setenv("ABACUS_REPLICAS", "many")

@@ -109,6 +109,9 @@ flags; 3 stopped at once.`,
 			if err := cfg.Validate(); err != nil {
 				return &usageError{err}
 			}
+			if given := ignored(cmd.Flags(), cfg); given != "" {
+				log.Warn(given + " is ignored: the node that bootstraps a cluster decides")
+			}
 			return serve(cfg)
 		},
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/transport"
 	"github.com/abacusdb/abacus/transport/resp"
 )
 
@@ -313,6 +314,8 @@ func (c *conn) hangUp(err error) {
 	switch {
 	case errors.As(err, &bad):
 		c.err("ERR " + bad.Error())
+	case errors.Is(err, errPeer):
+		c.err("ERR this is a client port, not a peer port")
 	case errors.Is(err, errBuffers):
 		c.err("ERR this node holds too many bytes of unfinished requests")
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing.Load():
@@ -337,6 +340,7 @@ func (c *conn) hangUp(err error) {
 var (
 	errBuffers = errors.New("front: too many request bytes buffered")
 	errClosing = errors.New("front: closing")
+	errPeer    = errors.New("front: a peer's hello")
 )
 
 // freeBytes of a request are not charged to the server's budget: ordinary
@@ -356,6 +360,7 @@ type connReader struct {
 	begun   time.Time   // when the unfinished command began; zero if there is none
 	charged int64       // to Server.buffered
 	shrunk  atomic.Bool // the buffers have been given back since the last command
+	met     bool        // the first bytes have come
 }
 
 // begin is called when a pipeline was executed and the next is awaited.
@@ -387,6 +392,13 @@ func (r *connReader) Read(p []byte) (int, error) {
 		return 0, errClosing
 	}
 	n, err := r.c.nc.Read(p)
+	if n > 0 && !r.met {
+		// A node that was told to join here would wait for an answer as long as we for
+		// the end of its line.
+		if r.met = true; transport.IsHello(p[:n]) {
+			return 0, errPeer
+		}
+	}
 	if n > 0 && r.shrunk.Load() {
 		r.shrunk.Store(false)
 	}

@@ -42,6 +42,12 @@ func TestBadInput(t *testing.T) {
 			t.Errorf("%.40q: the connection goes on", row.send)
 		}
 	}
+	// A node that was told to join here need not wait for an answer.
+	peer := dial(t, addr)
+	io.WriteString(peer.nc, "ABPT\x01\x02\x01\x00 and so on")
+	if got := peer.read(); got != "-ERR this is a client port, not a peer port" {
+		t.Errorf("a peer is told %q", got)
+	}
 	c := dial(t, addr)
 	c.want([]string{"SET 12345678901 x", "SET k 123456789012345678901", "APPEND k 123456789012345678901", "MSET a 1 12345678901 x", "MSET a 123456789012345678901", "SET k v IFEQ 123456789012345678901"},
 		[]string{"-TOOLARGE key of 11 bytes, the limit is 10", "-TOOLARGE value of 21 bytes, the limit is 20", "-TOOLARGE value...", "-TOOLARGE key...", "-TOOLARGE value...", "-TOOLARGE value..."})
