@@ -269,3 +269,26 @@ func httpPut(t *testing.T, n *proc.Node, key string) (int, string) {
 	}
 	return resp.StatusCode, strings.TrimSpace(string(body))
 }
+
+// TestSystemLongPause stops a node (SIGSTOP) under load for longer than --disk-timeout:
+// what its disk was at then looks old when it goes on, and it must not end for that.
+func TestSystemLongPause(t *testing.T) {
+	c := startCluster(t, proc.Config{Shards: 3, Args: []string{"--disk-timeout", "5s"}})
+	l := load.Start(open(t, c), load.Config{Prefix: "pause/", Writers: 4})
+	t.Cleanup(l.Stop)
+	progress(t, l, "before", 100, 30*time.Second)
+	n := c.Node(1)
+	if err := n.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(7 * time.Second) // there is nothing to wait for but time
+	if err := n.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, c)
+	progress(t, l, "with it back", 100, 30*time.Second)
+	if !n.Running() {
+		t.Errorf("%s ended: %s", n.ID(), lastWords(n))
+	}
+	check(t, c, l)
+}

@@ -180,6 +180,12 @@ func openGeneration(dir string, n uint64, mmap int, log *slog.Logger) (*generati
 	if _, err := os.Stat(path + damagedSuffix); err == nil {
 		return nil, &CorruptError{Path: path, Reason: "it was found damaged before"}
 	}
+	// A checkpoint that outgrows the map waits until nobody reads the file, and we do
+	// ourselves (layers.file): it would hang, and the process end for it. The next start must
+	// not run into the same wall.
+	if info, err := os.Stat(path); err == nil {
+		mmap = max(mmap, int(2*info.Size()))
+	}
 	db, err := openBolt(path, mmap)
 	if err != nil {
 		var corrupt *CorruptError // names the file
