@@ -53,6 +53,7 @@ type Net struct {
 	t        transport.Transport
 	log      *slog.Logger
 	installs chan struct{} // a token per snapshot being sent
+	seeds    *seeds
 
 	mu       sync.RWMutex
 	replicas map[address]*peers
@@ -69,6 +70,7 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 	t.Handle(transport.MethodRaftPreVote, n.onPreVote)
 	t.Handle(transport.MethodRaftTimeoutNow, n.onTimeoutNow)
 	t.HandleStream(transport.MethodRaftInstall, n.onInstall)
+	n.initSeeds(t)
 	return n
 }
 

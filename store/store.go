@@ -201,6 +201,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.wg.Go(s.run)
 	s.wg.Go(s.runSnapshots)
+	cfg.Net.offer(s)
 	return s, nil
 }
 
@@ -208,8 +209,11 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return err
 	}
+	if err := finishSeed(s.cfg.Dir, s.log); err != nil {
+		return err
+	}
 	var err error
-	if s.db, err = openBolt(filepath.Join(s.cfg.Dir, "raft.db")); err != nil {
+	if s.db, err = openBolt(filepath.Join(s.cfg.Dir, logName)); err != nil {
 		return err
 	}
 	var logs raft.LogStore = s.db
@@ -217,7 +221,7 @@ func (s *Store) open() error {
 		logs = s.cfg.WrapLog(logs)
 	}
 	s.logs = newLogStore(logs, s.log)
-	if s.stable, err = newStableStore(s.db); err != nil {
+	if s.stable, err = readLog(s.cfg.Dir, s.self, s.db); err != nil {
 		return err
 	}
 	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.log); err != nil {
@@ -229,7 +233,7 @@ func (s *Store) open() error {
 		}
 		return 0, 0
 	}
-	stateDir := filepath.Join(s.cfg.Dir, "state")
+	stateDir := filepath.Join(s.cfg.Dir, stateName)
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return err
 	}
@@ -237,6 +241,10 @@ func (s *Store) open() error {
 		Log: s.log, Wanted: s.wanted.has, OnRecord: s.cfg.OnRecord, InitialMmapSize: s.cfg.InitialMmapSize,
 	})
 	if err != nil {
+		var damaged *fsm.CorruptError
+		if errors.As(err, &damaged) {
+			return fmt.Errorf("%w: %w", ErrStateDamaged, err)
+		}
 		return err
 	}
 	s.snaps.source = s.fsm.OpenStream

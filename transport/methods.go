@@ -20,5 +20,7 @@ const (
 	MethodShardJobStatus        // compute: coordinator asks a master for progress
 	MethodShardJobCancel        // compute
 	MethodReplicaInfo           // node: one replica's indexes, for status
+	MethodSeed                  // store: ask for a copy of a shard's state
+	MethodSeedState             // store: that copy, a stream
 	MethodEnd
 )
