@@ -67,16 +67,24 @@ func (n *Node) runReconcile(ctx context.Context) error {
 }
 
 // openReplicas opens each replica that the map places here and that is not open yet.
+// What is damaged waits for runRepair.
 func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
+	if self, ok := m.Node(n.cfg.ID); ok && self.Instance != n.dir.ident().Instance {
+		// Its replicas are not ours: they would be opened twice.
+		return fmt.Errorf("another data directory has taken the place of node %s while this one did not answer: what is in %s is not part of the cluster any more", n.cfg.ID, n.dir.path)
+	}
 	for _, sh := range m.Shards {
 		for _, r := range sh.Replicas {
-			if r.Node != n.cfg.ID || n.host.get(sh.ID) != nil {
+			if r.Node != n.cfg.ID || n.host.get(sh.ID) != nil || n.repairs.has(sh.ID, r.ID) {
 				continue
 			}
 			if ctx.Err() != nil { // Close waits for us, to close what is open
 				return nil
 			}
 			st, err := n.openReplica(m, sh, r)
+			if err != nil && n.takeDamage(sh.ID, r.ID, err) {
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
 			}
@@ -92,6 +100,15 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 	if err != nil {
 		return nil, err
 	}
+	cfg := n.storeConfig(sh, r, dir)
+	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
+		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
+	}
+	return store.Open(cfg)
+}
+
+// storeConfig says how a replica here is opened, or repaired.
+func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) store.Config {
 	cfg := store.Config{
 		Shard:    sh.ID,
 		Replica:  r.ID,
@@ -105,10 +122,7 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord
 	}
-	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
-		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
-	}
-	return store.Open(cfg)
+	return cfg
 }
 
 func initSlots(in []sharding.SlotRange) []command.SlotRange {
@@ -231,16 +245,24 @@ func (n *Node) waitHosted(ctx context.Context, shard sharding.ShardID) *store.St
 }
 
 // stepMembers takes the next step that brings a shard's Raft members nearer to
-// the map, if there is one: add a learner, or make one that caught up a voter.
+// the map, if there is one: remove who is not in the map any more, add a learner, or
+// make one that caught up a voter.
 func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, err error) {
-	sh, ok := n.Router().Map().Shard(st.Shard())
+	m := n.Router().Map()
+	sh, ok := m.Shard(st.Shard())
 	if !ok {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	members := st.Status().Members
+	if changed, err := n.stepRemoval(ctx, st, m, members); changed || err != nil {
+		return changed, err
+	}
 	for _, want := range sh.Replicas {
+		if slices.ContainsFunc(members, func(o store.Member) bool { return sharding.Replica{ID: o.Replica, Node: o.Node}.Newer(want) }) {
+			continue // our map is older than that
+		}
 		i := slices.IndexFunc(members, func(m store.Member) bool { return m.Replica == want.ID })
 		switch {
 		case i < 0:

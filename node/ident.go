@@ -39,7 +39,7 @@ type ident struct {
 	// later that would be a replica that forgot what it acknowledged.
 	Founding bool `json:"founding,omitempty"`
 	// Replicas are the replicas whose directory was made here. One that is
-	// listed and gone was lost, and must not vote again under its id.
+	// listed and gone was lost or put aside, and must not vote again under its id.
 	Replicas []string `json:"replicas"` // "shard-0/n1.1"
 }
 
@@ -105,12 +105,6 @@ func (d *dataDir) load(id sharding.NodeID) error {
 	if d.id.NodeID != id {
 		return fmt.Errorf("data directory %s belongs to node %q, not %q: start it with --id %s, or choose another --data-dir", d.path, d.id.NodeID, id, d.id.NodeID)
 	}
-	for _, r := range d.id.Replicas {
-		_, err := os.Stat(d.file(r))
-		if errors.Is(err, fs.ErrNotExist) && !d.id.Founding {
-			return fmt.Errorf("data directory %s has lost replica %s: it must not vote again without its log; restore the directory, or start an empty one under a new --id", d.path, r)
-		}
-	}
 	return nil
 }
 
@@ -143,14 +137,18 @@ func (i *ident) save(path string) error {
 }
 
 // replicaDir returns the directory of a replica, made and remembered before it
-// holds anything.
+// holds anything, or errReplicaLost if it was here before.
 func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (string, error) {
-	dir := d.file(filepath.Join(fmt.Sprintf("shard-%d", shard), id))
+	key := replicaKey(shard, id)
+	dir := d.file(key)
+	known, founding := slices.Contains(d.ident().Replicas, key), d.ident().Founding
+	if _, err := os.Stat(dir); known && !founding && errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("replica directory %s: %w", dir, errReplicaLost)
+	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("make replica directory: %w", err)
 	}
-	key := replicaKey(shard, id)
-	if slices.Contains(d.ident().Replicas, key) {
+	if known {
 		return dir, nil
 	}
 	for _, p := range []string{filepath.Dir(dir), d.path} {

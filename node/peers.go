@@ -34,6 +34,8 @@ type peerStatus struct {
 	UptimeMillis int64           `json:"uptime_ms"`
 	Stopping     bool            `json:"stopping,omitempty"`
 	Replicas     []replicaStatus `json:"replicas"`
+	// Repairs are replicas that do not run.
+	Repairs []repairStatus `json:"repairs,omitempty"`
 }
 
 // replicaStatus is one replica's view of its shard.
@@ -211,7 +213,7 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 // status is what this node tells its peers.
 func (n *Node) status() peerStatus {
 	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
-		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load()}
+		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: n.repairs.status()}
 	for _, st := range n.host.all() {
 		s.Replicas = append(s.Replicas, describe(st))
 	}
