@@ -13,6 +13,7 @@ import (
 
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
 )
 
 // replicaPath is where a node keeps its replica of a shard.
@@ -283,6 +284,46 @@ func TestRepairWipedNode(t *testing.T) {
 	back.Close()
 	nodes[2] = open(t, cfgs[2])
 	untilHealthy(t, nodes...)
+}
+
+// A replica is only given up while the other voters that answer are a majority, and
+// nothing else is being changed.
+func TestRepairMaySpare(t *testing.T) {
+	sh := sharding.Shard{ID: 4, Replicas: []sharding.Replica{{ID: "a.1", Node: "a"}, {ID: "b.2", Node: "b"}, {ID: "c.3", Node: "c"}}}
+	voter := func(id, node string, ago time.Duration) store.Member {
+		return store.Member{Replica: id, Node: node, Voter: true, LastContact: ago}
+	}
+	a, b, c := voter("a.1", "a", 0), voter("b.2", "b", time.Second), voter("c.3", "c", -1)
+	for _, tc := range []struct {
+		name    string
+		sh      sharding.Shard
+		leader  sharding.NodeID
+		members []store.Member
+		code    transport.Code
+		want    string
+	}{
+		{"the others answer", sh, "a", []store.Member{a, b, c}, 0, ""},
+		{"one of the others was silent for long", sh, "a", []store.Member{a, voter("b.2", "b", 3*time.Second), c}, transport.CodeConflict, "1 of 3 voters"},
+		{"one of the others never answered", sh, "a", []store.Member{a, voter("b.2", "b", -1), c}, transport.CodeConflict, "1 of 3 voters"},
+		{"one of the others has no vote yet", sh, "a", []store.Member{a, {Replica: "b.2", Node: "b"}, c}, transport.CodeConflict, "catching up"},
+		{"one of the others is not in yet", sh, "a", []store.Member{a, c}, transport.CodeConflict, "being added"},
+		{"an old one is not out yet", sh, "a", []store.Member{a, b, c, voter("d.1", "d", time.Second)}, transport.CodeConflict, "being removed"},
+		{"it is not in itself", sh, "a", []store.Member{a, b}, 0, ""},
+		{"nobody leads", sh, "", nil, transport.CodeConflict, "no leader"},
+		{"it leads itself", sh, "c", []store.Member{a, b, c}, transport.CodeConflict, "no leader"},
+		{"two of two", sharding.Shard{ID: 4, Replicas: sh.Replicas[1:]}, "b", []store.Member{b, c}, transport.CodeRefused, "majority"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := &Node{host: newHost(), peers: newPeers()}
+			if tc.leader != "" {
+				n.peers.hear(peerStatus{Node: tc.leader, Replicas: []replicaStatus{{Shard: 4, Leads: true, Term: 7, Members: tc.members}}})
+			}
+			err := n.maySpare(tc.sh, "c")
+			if tc.want == "" && err != nil || tc.want != "" && (transport.CodeOf(err) != tc.code || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }
 
 // With two nodes neither can be done without.

@@ -450,6 +450,40 @@ func flipAll(b []byte, from, to string) []byte {
 	return bytes.ReplaceAll(b, []byte(from), []byte(to))
 }
 
+// A term below that of the vote, or of an entry, is not one that this replica had.
+func TestRepairTermFell(t *testing.T) {
+	for _, what := range []string{"vote", "entry"} {
+		dir, self := t.TempDir(), address{3, "n1.1"}
+		db, err := openBolt(filepath.Join(dir, logName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mustClose(t, db)
+		stable, err := readLog(dir, self, db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var errs error
+		if what == "vote" {
+			errs = errors.Join(stable.SetUint64([]byte(keyCurrentTerm), 5), stable.SetUint64([]byte(keyLastVoteTerm), 5), stable.Set([]byte(keyLastVoteCand), []byte("n2")))
+		} else {
+			errs = errors.Join(stable.SetUint64([]byte(keyCurrentTerm), 5), db.StoreLogs(entries(5, 1, 3)))
+		}
+		if errs != nil {
+			t.Fatal(errs)
+		}
+		if _, err := readLog(dir, self, db); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.SetUint64([]byte(keyCurrentTerm), 4); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readLog(dir, self, db); DamageOf(err) != DamageLog {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // Each page of the log's file in turn gets a flipped byte: the start refuses it, or
 // the byte did not matter. It never hangs, faults, or takes an entry that is not what was written.
 func TestRepairLogEveryPage(t *testing.T) {

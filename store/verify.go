@@ -142,6 +142,10 @@ func readLog(dir string, self address, db *raftboltdb.BoltStore) (stable *stable
 	if stable, err = newStableStore(db); err != nil {
 		return nil, err
 	}
+	if term := stable.term.Load(); stable.voteTerm > term {
+		// A vote is written after its term: one of the two is not what was written.
+		return nil, fmt.Errorf("%w: the vote is of term %d, our term is %d", ErrLogDamaged, stable.voteTerm, term)
+	}
 	return stable, verifyLog(db, stable.term.Load())
 }
 
