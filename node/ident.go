@@ -89,7 +89,7 @@ func (d *dataDir) load(id sharding.NodeID) error {
 	raw, err := os.ReadFile(d.file("ident.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		if left, _ := filepath.Glob(d.file("shard-*")); len(left) > 0 {
-			return fmt.Errorf("data directory %s has shards but no ident.json: it was damaged; restore the file or start with an empty directory under a new --id", d.path)
+			return fmt.Errorf("data directory %s has shards but no ident.json: it was damaged; restore the file, or start with an empty directory and --join", d.path)
 		}
 		return d.update(func(i *ident) { *i = ident{Version: identVersion, NodeID: id, Instance: randomID()} })
 	}

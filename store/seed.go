@@ -206,6 +206,8 @@ func (n *Net) onSeedState(ctx context.Context, from string, header []byte, body 
 	want.stream <- in
 	stall := time.AfterFunc(installStall, func() { w.CloseWithError(errors.New("state copy stalled")) })
 	defer stop(stall)
+	// The copy waits for a receiver that may have given up, and for a sender.
+	defer context.AfterFunc(ctx, func() { w.CloseWithError(ctx.Err()) })()
 	_, err := io.Copy(&progress{w: w, timer: stall}, body)
 	w.CloseWithError(err) // nil is io.EOF
 	stop(stall)
@@ -302,7 +304,7 @@ func (r *reseed) look() (err error) {
 	if _, err := os.Stat(r.path(logName)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: raft.db is gone", ErrLogLost)
 	}
-	db, err := openBolt(r.path(logName))
+	db, err := openLogFile(r.cfg.Dir)
 	if err != nil {
 		return err
 	}

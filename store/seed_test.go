@@ -450,6 +450,21 @@ func flipAll(b []byte, from, to string) []byte {
 	return bytes.ReplaceAll(b, []byte(from), []byte(to))
 }
 
+// A crash while the file of log and votes was being made leaves a replica that never was one.
+func TestRepairUnbornLog(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	n := c.addNode()
+	if err := os.Mkdir(n.config().Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.config().Dir, logName), make([]byte, 16<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	c.join(n)
+	c.converge()
+}
+
 // A term below that of the vote, or of an entry, is not one that this replica had.
 func TestRepairTermFell(t *testing.T) {
 	for _, what := range []string{"vote", "entry"} {

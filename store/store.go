@@ -213,7 +213,7 @@ func (s *Store) open() error {
 		return err
 	}
 	var err error
-	if s.db, err = openBolt(filepath.Join(s.cfg.Dir, logName)); err != nil {
+	if s.db, err = openLogFile(s.cfg.Dir); err != nil {
 		return err
 	}
 	var logs raft.LogStore = s.db

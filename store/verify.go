@@ -104,6 +104,23 @@ const logName = "raft.db"
 // would look like a new one, and vote again in terms that it has voted in.
 const logMark = "raft.id"
 
+// openLogFile opens the file of log and votes, or makes it. Raft runs only once the mark
+// is there: what a crash left of a file without one holds nothing, and is made anew.
+func openLogFile(dir string) (*raftboltdb.BoltStore, error) {
+	path := filepath.Join(dir, logName)
+	db, err := openBolt(path)
+	if !errors.Is(err, ErrLogDamaged) {
+		return db, err
+	}
+	if _, merr := os.Stat(filepath.Join(dir, logMark)); !errors.Is(merr, fs.ErrNotExist) {
+		return nil, err
+	}
+	if rerr := os.Rename(path, path+".unborn"); rerr != nil {
+		return nil, errors.Join(err, rerr)
+	}
+	return openBolt(path)
+}
+
 // claimLog makes the file of log and votes this replica's, or finds that it was and
 // is not the one that it made.
 func claimLog(dir string, self address, db *raftboltdb.BoltStore) error {
