@@ -154,10 +154,7 @@ func TestRepairLostLogs(t *testing.T) {
 	untilHealthy(t, nodes...)
 	for _, n := range nodes {
 		for shard := range sharding.ShardID(3) {
-			_, members := n.membersOf(shard)
-			if len(members) != 3 || slices.ContainsFunc(members, func(m store.Member) bool { return m.Replica == old[shard] || !m.Voter }) {
-				t.Errorf("%s: shard %d has members %+v", n.cfg.ID, shard, members)
-			}
+			wantMembers(t, n, shard, old[shard])
 		}
 	}
 	for i, want := range []bool{true, true, false} {
@@ -172,6 +169,18 @@ func TestRepairLostLogs(t *testing.T) {
 	cfgs[1] = stopped(t, nodes[1], cfgs[1])
 	nodes[1] = open(t, cfgs[1])
 	untilHealthy(t, nodes...)
+}
+
+// wantMembers waits until a shard's leader, who may be changing, tells of three voters and not of the old one.
+func wantMembers(t *testing.T, n *Node, shard sharding.ShardID, old sharding.ReplicaID) {
+	t.Helper()
+	until(t, "three voters", func() error {
+		_, members := n.membersOf(shard)
+		if len(members) != 3 || slices.ContainsFunc(members, func(m store.Member) bool { return m.Replica == old || !m.Voter }) {
+			return fmt.Errorf("%s: shard %d has members %+v", n.cfg.ID, shard, members)
+		}
+		return nil
+	})
 }
 
 // Without another majority there is nobody to take the replica out. The node
@@ -254,10 +263,7 @@ func TestRepairWipedNode(t *testing.T) {
 		if now, _ := replicaPath(t, nodes[2], shard); now == was[shard] {
 			t.Errorf("shard %d still has %s", shard, now)
 		}
-		_, members := nodes[0].membersOf(shard)
-		if len(members) != 3 || slices.ContainsFunc(members, func(m store.Member) bool { return m.Replica == was[shard] }) {
-			t.Errorf("shard %d has members %+v", shard, members)
-		}
+		wantMembers(t, nodes[0], shard, was[shard])
 	}
 	wantAll(t, "a", nodes...)
 	wantAll(t, "b", nodes...)
