@@ -292,6 +292,37 @@ func TestRepairWipedNode(t *testing.T) {
 	untilHealthy(t, nodes...)
 }
 
+// A node that was cut off while another directory took its place learns it from the
+// map, and opens none of the replicas that are not its own.
+func TestRepairReplacedNodeEnds(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.Bootstrap = true
+	n, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	untilHealthy(t, n)
+	m := n.Router().Map().Clone()
+	m.Epoch++
+	m.Nodes[0].Instance = "another"
+	for i := range m.Shards {
+		m.Shards[i].Replicas[0].ID = fmt.Sprintf("n1.%d", m.Epoch)
+	}
+	n.offerMap(m)
+	select {
+	case err := <-n.Failed():
+		if !strings.Contains(err.Error(), "another data directory has taken the place") {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on")
+	}
+	if got, _ := filepath.Glob(filepath.Join(cfg.DataDir, "shard-*", fmt.Sprintf("n1.%d", m.Epoch))); len(got) > 0 {
+		t.Errorf("it opened %v", got)
+	}
+}
+
 // A replica is only given up while the other voters that answer are a majority, and
 // nothing else is being changed.
 func TestRepairMaySpare(t *testing.T) {
