@@ -80,17 +80,25 @@ func (n *Node) runReconcile(ctx context.Context) error {
 	}
 }
 
-// openReplicas opens each replica that belongs here and is not open yet.
+// openReplicas opens each replica that belongs here and is not open yet. What is
+// damaged waits for runRepair.
 func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
+	if self, ok := m.Node(n.cfg.ID); ok && self.Instance != n.dir.ident().Instance {
+		// Its replicas are not ours: they would be opened twice.
+		return fmt.Errorf("another data directory has taken the place of node %s while this one did not answer: what is in %s is not part of the cluster any more", n.cfg.ID, n.dir.path)
+	}
 	for _, sh := range m.Shards {
 		r, here := n.replicaHere(sh)
-		if !here || n.host.get(sh.ID) != nil {
+		if !here || n.host.get(sh.ID) != nil || n.repairs.has(sh.ID, r.ID) {
 			continue
 		}
 		if ctx.Err() != nil { // Close waits for us, to close what is open
 			return nil
 		}
 		st, err := n.openReplica(m, sh, r)
+		if err != nil && n.takeDamage(sh.ID, r.ID, err) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
 		}
@@ -118,6 +126,15 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 	if err != nil {
 		return nil, err
 	}
+	cfg := n.storeConfig(sh, r, dir)
+	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
+		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
+	}
+	return store.Open(cfg)
+}
+
+// storeConfig says how a replica here is opened, or repaired.
+func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) store.Config {
 	cfg := store.Config{
 		Shard:    sh.ID,
 		Replica:  r.ID,
@@ -134,13 +151,10 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord
 	}
-	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
-		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
-	}
 	if n.cfg.TuneStore != nil {
 		n.cfg.TuneStore(&cfg)
 	}
-	return store.Open(cfg)
+	return cfg
 }
 
 func initSlots(in []sharding.SlotRange) []command.SlotRange {
@@ -298,8 +312,8 @@ func (n *Node) waitHosted(ctx context.Context, shard sharding.ShardID) *store.St
 }
 
 // stepMembers takes the next step that brings a shard's Raft members nearer to
-// the map, if there is one: add a learner, make one that caught up a voter, or
-// take out a member that the map has taken out.
+// the map, if there is one: remove who is not in the map any more, add a learner, or
+// make one that caught up a voter.
 func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, err error) {
 	m := n.Router().Map()
 	sh, ok := m.Shard(st.Shard())
@@ -309,7 +323,13 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	members := st.Status().Members
+	if changed, err := n.stepRemoval(ctx, st, m, members); changed || err != nil {
+		return changed, err
+	}
 	for _, want := range sh.Replicas {
+		if slices.ContainsFunc(members, func(o store.Member) bool { return sharding.Replica{ID: o.Replica, Node: o.Node}.Newer(want) }) {
+			continue // our map is older than that
+		}
 		i := slices.IndexFunc(members, func(m store.Member) bool { return m.Replica == want.ID })
 		switch {
 		case i < 0 && slices.ContainsFunc(members, func(m store.Member) bool { return m.Node == want.Node }):
@@ -322,22 +342,6 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 			return true, st.Promote(ctx, want.ID, want.Node)
 		case !members[i].Voter:
 			changed = true // not done yet: leaders stay where they are
-		}
-	}
-	for _, has := range members {
-		switch {
-		case !m.Removed(sh.ID, has.Replica):
-		case changed && !slices.ContainsFunc(sh.Replicas, func(r sharding.Replica) bool { return r.Node == has.Node }):
-			// Whoever replaces it has no vote yet.
-		case has.Node == n.cfg.ID && has.Replica == st.Status().Replica:
-			// A leader does not take itself out: the next one does.
-			if to, ok := n.successor(st); ok {
-				n.log.Info("handing leadership over to be taken out", "shard", sh.ID, "to", to)
-				return true, st.TransferLeadership(ctx, to)
-			}
-		default:
-			n.log.Info("removing member", "shard", sh.ID, "replica", has.Replica)
-			return true, st.Remove(ctx, has.Replica)
 		}
 	}
 	return changed, nil

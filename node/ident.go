@@ -40,7 +40,7 @@ type ident struct {
 	// later that would be a replica that forgot what it acknowledged.
 	Founding bool `json:"founding,omitempty"`
 	// Replicas are the replicas whose directory was made here. One that is
-	// listed and gone was lost, and must not vote again under its id.
+	// listed and gone was lost or put aside, and must not vote again under its id.
 	Replicas []string `json:"replicas"` // "shard-0/n1.1"
 }
 
@@ -93,7 +93,7 @@ func (d *dataDir) load(id sharding.NodeID) error {
 	raw, err := os.ReadFile(d.file("ident.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		if left, _ := filepath.Glob(d.file("shard-*")); len(left) > 0 {
-			return fmt.Errorf("data directory %s has shards but no ident.json: it was damaged; restore the file or start with an empty directory under a new --id", d.path)
+			return fmt.Errorf("data directory %s has shards but no ident.json: it was damaged; restore the file, or start with an empty directory and --join", d.path)
 		}
 		return d.update(func(i *ident) { *i = ident{Version: identVersion, NodeID: id, Instance: randomID()} })
 	}
@@ -108,12 +108,6 @@ func (d *dataDir) load(id sharding.NodeID) error {
 	}
 	if d.id.NodeID != id {
 		return fmt.Errorf("data directory %s belongs to node %q, not %q: start it with --id %s, or choose another --data-dir", d.path, d.id.NodeID, id, d.id.NodeID)
-	}
-	for _, r := range d.id.Replicas {
-		_, err := os.Stat(d.file(r))
-		if errors.Is(err, fs.ErrNotExist) && !d.id.Founding {
-			return fmt.Errorf("data directory %s has lost replica %s: it must not vote again without its log; restore the directory, or start an empty one under a new --id", d.path, r)
-		}
 	}
 	return nil
 }
@@ -147,14 +141,18 @@ func (i *ident) save(path string) error {
 }
 
 // replicaDir returns the directory of a replica, made and remembered before it
-// holds anything.
+// holds anything, or errReplicaLost if it was here before.
 func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (string, error) {
-	dir := d.file(filepath.Join(fmt.Sprintf("shard-%d", shard), id))
+	key := replicaKey(shard, id)
+	dir := d.file(key)
+	known, founding := slices.Contains(d.ident().Replicas, key), d.ident().Founding
+	if _, err := os.Stat(dir); known && !founding && errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("replica directory %s: %w", dir, errReplicaLost)
+	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("make replica directory: %w", err)
 	}
-	key := replicaKey(shard, id)
-	if slices.Contains(d.ident().Replicas, key) {
+	if known {
 		return dir, nil
 	}
 	for _, p := range []string{filepath.Dir(dir), d.path} {
@@ -177,18 +175,22 @@ func (d *dataDir) replicas(shard sharding.ShardID) (ids []sharding.ReplicaID) {
 
 // removeReplica forgets a replica that was taken out, and deletes its files.
 func (d *dataDir) removeReplica(shard sharding.ShardID, id sharding.ReplicaID) error {
-	key := replicaKey(shard, id)
-	// Forgotten first: a directory that is remembered and gone would stop the next start.
-	err := d.update(func(id *ident) {
-		id.Replicas = slices.DeleteFunc(slices.Clone(id.Replicas), func(r string) bool { return r == key })
-	})
-	if err != nil {
+	// Forgotten first: one that is remembered and gone looks lost.
+	if err := d.forget(shard, id); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(d.file(key)); err != nil {
+	if err := os.RemoveAll(d.file(replicaKey(shard, id))); err != nil {
 		return fmt.Errorf("remove replica directory: %w", err)
 	}
 	return nil
+}
+
+// forget takes a replica that was taken out from the list of those that were here.
+func (d *dataDir) forget(shard sharding.ShardID, id sharding.ReplicaID) error {
+	key := replicaKey(shard, id)
+	return d.update(func(id *ident) {
+		id.Replicas = slices.DeleteFunc(slices.Clone(id.Replicas), func(r string) bool { return r == key })
+	})
 }
 
 // saveMap caches the shard map, so that the node finds its peers after all of

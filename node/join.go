@@ -36,6 +36,8 @@ type joinRequest struct {
 	Boot string `json:"boot"`
 	// Forwarded is set on the way to shard 0's leader, so that nobody forwards twice.
 	Forwarded bool `json:"forwarded,omitempty"`
+	// Lost asks for another replica in the place of one whose log is lost.
+	Lost *lostReplica `json:"lost,omitempty"`
 }
 
 // bootstrap makes the data directory the first of a new cluster.
@@ -177,7 +179,7 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 	if have := n.Router().Map().ClusterID; req.ClusterID != "" && req.ClusterID != have {
 		return nil, transport.Errorf(transport.CodeRefused, "its data directory belongs to cluster %s, this is cluster %s: start it with an empty --data-dir to let it join here", req.ClusterID, have)
 	}
-	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Forwarded: true})
+	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Forwarded: true, Lost: req.Lost})
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +231,7 @@ func (n *Node) admit(ctx context.Context, st *store.Store, req joinRequest) ([]b
 }
 
 // decideJoin works out the map with the node in it. It refuses a node whose id
-// belongs to another data directory or to a running process.
+// belongs to a running process, or to another data directory that cannot be done without.
 func (n *Node) decideJoin(ctx context.Context, m sharding.Map, req joinRequest) (next sharding.Map, changed bool, err error) {
 	known, in := m.Node(req.Node.ID)
 	if !in {
@@ -237,21 +239,20 @@ func (n *Node) decideJoin(ctx context.Context, m sharding.Map, req joinRequest) 
 			return m, false, transport.Errorf(transport.CodeRefused, "node %s is not a member of cluster %s any more", req.Node.ID, m.ClusterID)
 		}
 		// It will be counted on: others must be able to reach it where it says it is.
-		switch boot := n.bootOf(ctx, req.Node); boot {
-		case req.Boot:
-			next, err = sharding.PlanJoin(m, req.Node)
-			return next, true, err
-		case "":
-			return m, false, transport.Errorf(transport.CodeBadRequest, "node %s does not answer at the peer address it gives, %s: check --peer-addr and --advertise-peer-addr", req.Node.ID, req.Node.Addrs.Peer)
-		default:
-			return m, false, transport.Errorf(transport.CodeRefused, "another process with the id %q answers at its peer address %s", req.Node.ID, req.Node.Addrs.Peer)
+		if err := n.reachable(ctx, req); err != nil {
+			return m, false, err
 		}
+		next, err = sharding.PlanJoin(m, req.Node)
+		return next, true, err
 	}
 	if boot := n.bootOf(ctx, known); boot != "" && boot != req.Boot {
 		return m, false, transport.Errorf(transport.CodeRefused, "a running node has the id %q (peer address %s): choose another --id", known.ID, known.Addrs.Peer)
 	}
 	if known.Instance != req.Node.Instance {
-		return m, false, transport.Errorf(transport.CodeRefused, "the id %q belongs to a node that has another data directory: start it with that --data-dir, or choose another --id", known.ID)
+		return n.decideReturn(ctx, m, known, req)
+	}
+	if req.Lost != nil {
+		return n.decideReplace(m, req.Node.ID, *req.Lost)
 	}
 	next, changed = sharding.UpdateNode(m, req.Node)
 	return next, changed, nil

@@ -7,6 +7,7 @@
 //
 //	runExchange    what the peers said last (peers)
 //	runReconcile   the replicas open here (host) and the cached map
+//	runRepair      replicas here whose files are damaged
 //	runAnnounce    until the cluster knows this process
 //	runFound       until a bootstrap is complete
 //	runSpace       what the disk has left (space)
@@ -51,6 +52,7 @@ type Node struct {
 	net       *store.Net
 	host      *host
 	stays     stays
+	repairs   repairs
 	peers     *peers
 	jobs      *compute.Jobs
 	worker    *compute.Worker
@@ -158,6 +160,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.run(n.runScrub)
 	n.reconciling.Add(1)
 	n.run(func(ctx context.Context) error { defer n.reconciling.Done(); return n.runReconcile(ctx) })
+	n.run(n.runRepair)
 	if n.dir.ident().Founding {
 		n.run(n.runFound)
 	}

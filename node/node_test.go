@@ -288,12 +288,6 @@ func TestRefusals(t *testing.T) {
 	n9.Close()
 	refused("another id on a data directory", `belongs to node "n9"`, renamed)
 
-	// A directory that has lost a replica must not come back empty.
-	if err := os.RemoveAll(filepath.Join(other.DataDir, "shard-1")); err != nil {
-		t.Fatal(err)
-	}
-	refused("a lost replica", "lost replica shard-1/n9.1", other)
-
 	if e := n1.Router().Map().Epoch; e != epoch {
 		t.Fatalf("refusals changed the map: epoch %d, was %d", e, epoch)
 	}

@@ -40,6 +40,8 @@ type peerStatus struct {
 	DiskFull bool   `json:"disk_full,omitempty"`
 
 	Replicas []replicaStatus `json:"replicas"`
+	// Repairs are replicas that do not run.
+	Repairs []repairStatus `json:"repairs,omitempty"`
 }
 
 // replicaStatus is one replica's view of its shard.
@@ -241,7 +243,7 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 // status is what this node tells its peers.
 func (n *Node) status() peerStatus {
 	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
-		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load()}
+		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: n.repairs.status()}
 	disk := n.space.now.Load()
 	s.DiskFree, s.DiskLow, s.DiskFull = disk.free, disk.low, disk.full
 	for _, st := range n.host.all() {

@@ -181,7 +181,10 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 		if rv.Voter && alive[r.Node] {
 			voters++
 		}
-		if rv.State == "down" || rv.State == "missing" {
+		i = slices.IndexFunc(said[r.Node].Repairs, func(o repairStatus) bool { return o.Shard == sh.ID && o.Replica == r.ID })
+		if rv.State == "missing" && i >= 0 {
+			problems = append(problems, said[r.Node].Repairs[i].Text)
+		} else if rv.State == "down" || rv.State == "missing" {
 			problems = append(problems, fmt.Sprintf("replica %s on node %s is %s", r.ID, r.Node, rv.State))
 		} else if rv.Lag > laggards {
 			problems = append(problems, fmt.Sprintf("replica %s on node %s is %d entries behind", r.ID, r.Node, rv.Lag))

@@ -262,7 +262,8 @@ func (m Map) validateSlots(f *faults) {
 }
 
 // ValidateTransition says whether the map may change from old to new in one
-// step. A step leaves every shard its majority: one replica more or one fewer.
+// step. A step leaves every shard its majority: one replica more or one fewer, or
+// a new one in the place of one on the same node while the others are a majority.
 // Slots do not change hands here: a shard's slots are state in its own log, and
 // the map must not claim anything that the logs have not agreed on.
 func ValidateTransition(old, new Map) error {
@@ -277,7 +278,7 @@ func ValidateTransition(old, new Map) error {
 		f.add("epoch %d follows %d: must be one more", new.Epoch, old.Epoch)
 	}
 	for _, n := range new.Nodes {
-		if was, ok := old.Node(n.ID); ok && was.Instance != n.Instance {
+		if was, ok := old.Node(n.ID); ok && was.Instance != n.Instance && keepsReplica(old, new, n.ID) {
 			f.add("node %q: instance %q becomes %q: another directory is another node", n.ID, was.Instance, n.Instance)
 		}
 	}
@@ -296,11 +297,13 @@ func ValidateTransition(old, new Map) error {
 			f.add("shard %d: its slots change", was.ID)
 		}
 		added, removed := 0, 0
+		var gone, came Replica
 		for _, r := range now.Replicas {
 			if slices.Contains(was.Replicas, r) {
 				continue
 			}
 			added++
+			came = r
 			if epoch, _ := placedAt(r); epoch != new.Epoch {
 				// An id of an earlier epoch may have voted already.
 				f.add("shard %d: new replica %q: its id must end in the new epoch, %d", was.ID, r.ID, new.Epoch)
@@ -309,13 +312,31 @@ func ValidateTransition(old, new Map) error {
 		for _, r := range was.Replicas {
 			if !slices.Contains(now.Replicas, r) {
 				removed++
+				gone = r
 			}
+		}
+		if added == 1 && removed == 1 && came.Node == gone.Node {
+			if rest, most := len(was.Replicas)-1, Majority(len(was.Replicas)); rest < most {
+				f.add("shard %d: without replica %q there are %d of %d replicas, and %d are a majority: it cannot be replaced", was.ID, gone.ID, rest, len(was.Replicas), most)
+			}
+			continue
 		}
 		if added+removed > 1 {
 			f.add("shard %d: %d replicas added and %d removed: one change a step", was.ID, added, removed)
 		}
 	}
 	return f.err()
+}
+
+// keepsReplica says whether a node has a replica in both maps.
+func keepsReplica(old, new Map, node NodeID) bool {
+	for _, was := range old.Shards {
+		r, ok := was.On(node)
+		if now, _ := new.Shard(was.ID); ok && slices.Contains(now.Replicas, r) {
+			return true
+		}
+	}
+	return false
 }
 
 // replicaID names the replica placed on node at an epoch.

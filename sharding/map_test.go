@@ -153,24 +153,29 @@ func TestValidateTransition(t *testing.T) {
 		change func(*Map)
 		want   string // "": legal
 	}{
-		"nothing but the epoch":  {func(m *Map) {}, ""},
-		"another address":        {func(m *Map) { m.Nodes[1].Addrs.Peer = "elsewhere:1" }, ""},
-		"another directory":      {func(m *Map) { m.Nodes[1].Instance = "dir-new" }, "another node"},
-		"a node joins":           {func(m *Map) { m.Nodes = append(m.Nodes, node("n4")) }, ""},
-		"one replica removed":    {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:2] }, ""},
-		"one added":              {func(m *Map) { addReplica(m, "n4.4") }, ""},
-		"one in every shard":     {func(m *Map) { removeEverywhere(m, "n2") }, ""},
-		"added under an old id":  {func(m *Map) { addReplica(m, "n4.3") }, "must end in the new epoch"},
-		"the epoch again":        {func(m *Map) { m.Epoch = old.Epoch }, "must be one more"},
-		"an epoch left out":      {func(m *Map) { m.Epoch++ }, "must be one more"},
-		"another cluster":        {func(m *Map) { m.ClusterID = "c2" }, "never changes"},
-		"an invalid map":         {func(m *Map) { m.Nodes = nil }, "0 nodes"},
-		"a shard gone":           {func(m *Map) { m.Shards[2].Slots[0].To = Slots - 1; m.Shards = m.Shards[:3] }, "shard 3 is gone"},
-		"a shard new":            {func(m *Map) { m.Shards = append(m.Shards, Shard{ID: 9, Replicas: m.Shards[0].Replicas}) }, "shard 9 is new"},
-		"slots change hands":     {func(m *Map) { m.Shards[0].Slots[0].To--; m.Shards[1].Slots[0].From-- }, "its slots change"},
-		"two replicas at once":   {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:1] }, "one change a step"},
-		"one for another":        {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:2]; addReplica(m, "n4.4") }, "one change a step"},
-		"a replica's id changes": {func(m *Map) { m.Shards[1].Replicas[2].ID = "n3.4" }, "one change a step"},
+		"nothing but the epoch": {func(m *Map) {}, ""},
+		"another address":       {func(m *Map) { m.Nodes[1].Addrs.Peer = "elsewhere:1" }, ""},
+		"another directory":     {func(m *Map) { m.Nodes[1].Instance = "dir-new" }, "another node"},
+		"a node joins":          {func(m *Map) { m.Nodes = append(m.Nodes, node("n4")) }, ""},
+		"one replica removed":   {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:2] }, ""},
+		"one added":             {func(m *Map) { addReplica(m, "n4.4") }, ""},
+		"one in every shard":    {func(m *Map) { removeEverywhere(m, "n2") }, ""},
+		"added under an old id": {func(m *Map) { addReplica(m, "n4.3") }, "must end in the new epoch"},
+		"the epoch again":       {func(m *Map) { m.Epoch = old.Epoch }, "must be one more"},
+		"an epoch left out":     {func(m *Map) { m.Epoch++ }, "must be one more"},
+		"another cluster":       {func(m *Map) { m.ClusterID = "c2" }, "never changes"},
+		"an invalid map":        {func(m *Map) { m.Nodes = nil }, "0 nodes"},
+		"a shard gone":          {func(m *Map) { m.Shards[2].Slots[0].To = Slots - 1; m.Shards = m.Shards[:3] }, "shard 3 is gone"},
+		"a shard new":           {func(m *Map) { m.Shards = append(m.Shards, Shard{ID: 9, Replicas: m.Shards[0].Replicas}) }, "shard 9 is new"},
+		"slots change hands":    {func(m *Map) { m.Shards[0].Slots[0].To--; m.Shards[1].Slots[0].From-- }, "its slots change"},
+		"two replicas at once":  {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:1] }, "one change a step"},
+		"one for another":       {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:2]; addReplica(m, "n4.4") }, "one change a step"},
+		"a replica replaced":    {func(m *Map) { m.Shards[1].Replicas[2].ID = "n3.4" }, ""},
+		"one in each shard":     {func(m *Map) { m.Shards[1].Replicas[2].ID, m.Shards[2].Replicas[0].ID = "n3.4", "n1.4" }, ""},
+		"two of a shard":        {func(m *Map) { m.Shards[1].Replicas[2].ID, m.Shards[1].Replicas[1].ID = "n3.4", "n2.4" }, "one change a step"},
+		"by an old id":          {func(m *Map) { m.Shards[1].Replicas[2].ID = "n3.2" }, "must end in the new epoch"},
+		"a node returns":        {func(m *Map) { *m = returned(t, old, "n2") }, ""},
+		"and keeps a replica":   {func(m *Map) { *m = returned(t, old, "n2"); m.Shards[3].Replicas[1] = old.Shards[3].Replicas[1] }, "another node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			next := old.Clone()
@@ -184,6 +189,52 @@ func TestValidateTransition(t *testing.T) {
 				t.Fatalf("got %v, want %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// returned is the map with a node back after it lost its data.
+func returned(t *testing.T, old Map, id NodeID) Map {
+	t.Helper()
+	n := node(id)
+	n.Instance = "dir-new"
+	next, err := PlanReturn(old, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// Whoever is no majority without the replica keeps it, whatever became of it.
+func TestPlanReplace(t *testing.T) {
+	m := cluster(t, 3, 2, 3)
+	next, err := PlanReplace(m, 1, "n2.2")
+	if err != nil || next.Epoch != 4 || next.Shards[1].Replicas[1] != (Replica{ID: "n2.4", Node: "n2"}) || next.Shards[0].Replicas[1].ID != "n2.2" {
+		t.Fatalf("%+v, %v", next, err)
+	}
+	if _, err := PlanReplace(next, 1, "n2.2"); err == nil {
+		t.Error("replaced twice")
+	}
+	for r, want := range map[Replica]bool{{"n2.2", "n2"}: true, {"n2.4", "n2"}: false, {"n2.5", "n2"}: false, {"n1.1", "n1"}: false, {"n9.3", "n9"}: true, {"odd", "n1"}: false} {
+		if got := next.Removed(1, r.ID); got != want {
+			t.Errorf("%s removed: %v", r.ID, got)
+		}
+	}
+	if !(Replica{"n2.4", "n2"}).Newer(Replica{"n2.2", "n2"}) || (Replica{"n2.2", "n2"}).Newer(Replica{"n2.4", "n2"}) || (Replica{"n3.4", "n3"}).Newer(Replica{"n2.2", "n2"}) {
+		t.Error("newer")
+	}
+	for nodes := 1; nodes <= 2; nodes++ {
+		small := cluster(t, nodes, 2, 3)
+		if _, err := PlanReplace(small, 1, "n1.1"); err == nil || !strings.Contains(err.Error(), "majority") {
+			t.Errorf("with %d nodes: %v", nodes, err)
+		}
+		n := node("n1")
+		n.Instance = "dir-new"
+		if _, err := PlanReturn(small, n); err == nil || !strings.Contains(err.Error(), "majority") {
+			t.Errorf("return with %d nodes: %v", nodes, err)
+		}
+	}
+	if _, err := PlanReturn(m, node("n7")); err == nil {
+		t.Error("a stranger returned")
 	}
 }
 

@@ -42,7 +42,8 @@ type Node struct {
 	ID    NodeID `json:"id"`
 	Addrs Addrs  `json:"addrs"`
 	// Instance is the random name of the node's data directory: another
-	// directory under the same id is another node, and is refused.
+	// directory under the same id is another node. It can only come in place of one
+	// that is gone, and then with new replicas.
 	Instance string `json:"instance"`
 }
 

@@ -41,6 +41,12 @@
 // entry, everything but Raft's own refusals is CodeUncertain, our own time-out
 // included.
 //
+// # Damage
+//
+// Open tells damage of the state from damage of the log (DamageOf). Reseed mends the
+// first from a peer, with raft not running; the second ends the replica's life under
+// its id. What is read at a start is checked first: raft and bbolt believe what they find.
+//
 // # Fail-stop
 //
 // An error of the log, the votes, a snapshot's metadata, an install or a checkpoint

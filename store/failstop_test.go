@@ -196,7 +196,7 @@ func TestFailedLogEndsTheProcess(t *testing.T) {
 	if _, _, err := s.Propose(ctx, []command.Command{set("lost", "x")}); err == nil || transport.Certain(err) {
 		t.Errorf("propose: %v", err)
 	}
-	if err := deaths[old].cause(t, filepath.Join(old.id, logFile)); !errors.Is(err, syscall.EIO) {
+	if err := deaths[old].cause(t, filepath.Join(old.id, logName)); !errors.Is(err, syscall.EIO) {
 		t.Errorf("it died of %v", err)
 	}
 	old.store = nil // dead
@@ -251,7 +251,7 @@ func TestFailedStateEndsTheProcess(t *testing.T) {
 		n.store = nil
 	})
 	c.put("k", "v")
-	files, err := filepath.Glob(filepath.Join(c.dir, n.id, stateDir, "state-*.db"))
+	files, err := filepath.Glob(filepath.Join(c.dir, n.id, stateName, "state-*.db"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v, %v", files, err)
 	}

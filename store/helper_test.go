@@ -362,7 +362,7 @@ func (g *gate) StoreLogs(ls []*raft.Log) error {
 // openLog opens a real log in a new directory.
 func openLog(t *testing.T) (*logStore, *stableStore) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), logFile)
+	path := filepath.Join(t.TempDir(), logName)
 	db, err := openBolt(path)
 	if err != nil {
 		t.Fatal(err)

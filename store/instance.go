@@ -80,11 +80,7 @@ func newInstance(s *Store) (*instance, error) {
 // startRaft is raft.NewRaft, which panics on a log that it cannot read. None of
 // its loops run by then.
 func startRaft(conf *raft.Config, s *Store, p *peers) (r *raft.Raft, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("damaged log: %v", v)
-		}
-	}()
+	defer faultsAre(ErrLogDamaged, &err)()
 	return raft.NewRaft(conf, s.machine, s.logs, s.stable, s.snaps, p)
 }
 

@@ -54,6 +54,7 @@ type Net struct {
 	log      *slog.Logger
 	installs chan struct{} // a token per snapshot being sent
 	confirms *confirms     // the rounds of reads
+	seeds    *seeds
 
 	mu       sync.RWMutex
 	replicas map[address]*peers
@@ -72,6 +73,7 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 	t.Handle(transport.MethodRaftPreVote, n.onPreVote)
 	t.Handle(transport.MethodRaftTimeoutNow, n.onTimeoutNow)
 	t.HandleStream(transport.MethodRaftInstall, n.onInstall)
+	n.initSeeds(t)
 	return n
 }
 

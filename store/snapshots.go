@@ -121,7 +121,7 @@ func encodeMeta(m *raft.SnapshotMeta) ([]byte, error) {
 func decodeMeta(data []byte) (*raft.SnapshotMeta, error) {
 	line, sum, ok := bytes.Cut(data, []byte("\n"))
 	if !ok || string(sum) != fmt.Sprintf("%08x\n", crc32.Checksum(line, castagnoli)) {
-		return nil, errors.New("checksum does not match")
+		return nil, fmt.Errorf("%w: checksum does not match", ErrStateDamaged)
 	}
 	var saved savedMeta
 	if err := json.Unmarshal(line, &saved); err != nil {

@@ -10,8 +10,7 @@ import (
 
 var (
 	// ErrStateBehind: the state lacks entries that the log no longer has. Part of
-	// the replica's directory is missing or is from another time; it must be
-	// replaced by a new replica under a new id.
+	// the replica's directory is missing or is from another time: Reseed.
 	ErrStateBehind = errors.New("state is behind its snapshot")
 	// ErrLogLost: there is state or a snapshot, but the term is older or unknown: the
 	// log and the votes are gone, or from another time. A replica that forgot its

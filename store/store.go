@@ -20,10 +20,7 @@ import (
 )
 
 // In a replica's directory.
-const (
-	logFile  = "raft.db"
-	stateDir = "state"
-)
+const ()
 
 // Config says which replica to open, where and how.
 type Config struct {
@@ -235,6 +232,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.wg.Go(s.run)
 	s.wg.Go(s.runSnapshots)
+	cfg.Net.offer(s)
 	return s, nil
 }
 
@@ -242,9 +240,12 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return err
 	}
+	if err := finishSeed(s.cfg.Dir, s.log); err != nil {
+		return err
+	}
 	var err error
-	raftPath := filepath.Join(s.cfg.Dir, logFile)
-	if s.db, err = openBolt(raftPath); err != nil {
+	raftPath := filepath.Join(s.cfg.Dir, logName)
+	if s.db, err = openLogFile(s.cfg.Dir); err != nil {
 		return err
 	}
 	var logs raft.LogStore = s.db
@@ -256,7 +257,7 @@ func (s *Store) open() error {
 	if s.cfg.WrapStable != nil {
 		stable = s.cfg.WrapStable(stable)
 	}
-	if s.stable, err = newStableStore(stable, raftPath, s.cfg.Fatal); err != nil {
+	if s.stable, err = readLog(s.cfg, s.self, s.db, stable); err != nil {
 		return err
 	}
 	if s.snaps, err = openSnapshots(filepath.Join(s.cfg.Dir, "snapshots"), s.cfg.Fatal, s.log); err != nil {
@@ -268,7 +269,7 @@ func (s *Store) open() error {
 		}
 		return 0, 0
 	}
-	state := filepath.Join(s.cfg.Dir, stateDir)
+	state := filepath.Join(s.cfg.Dir, stateName)
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}
@@ -277,6 +278,10 @@ func (s *Store) open() error {
 		CheckpointBytes: s.cfg.CheckpointBytes, Turn: s.cfg.Turn, OnCheckpoint: s.cfg.OnCheckpoint, Fatal: s.cfg.Fatal,
 	})
 	if err != nil {
+		var damaged *fsm.CorruptError
+		if errors.As(err, &damaged) {
+			return fmt.Errorf("%w: %w", ErrStateDamaged, err)
+		}
 		return err
 	}
 	s.snaps.source = s.fsm.OpenStream

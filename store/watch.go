@@ -74,8 +74,8 @@ func (s *Store) hung(limit, awake time.Duration) error {
 	perMiB := func(bytes int64) time.Duration {
 		return limit + time.Duration(float64(slowestDisk)*float64(bytes)/(1<<20))
 	}
-	state := filepath.Join(s.cfg.Dir, stateDir)
-	raftFile := filepath.Join(s.cfg.Dir, logFile)
+	state := filepath.Join(s.cfg.Dir, stateName)
+	raftFile := filepath.Join(s.cfg.Dir, logName)
 	for _, op := range []struct {
 		path, what string
 		took       time.Duration

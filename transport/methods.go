@@ -22,5 +22,7 @@ const (
 	MethodReplicaInfo           // node: one replica's indexes, for status
 	MethodConfirm               // store: is no term above the leader's known here? (in order, on LaneControl)
 	MethodReadIndex             // node: up to which index must a replica be to answer a read?
+	MethodSeed                  // store: ask for a copy of a shard's state
+	MethodSeedState             // store: that copy, a stream
 	MethodEnd
 )
