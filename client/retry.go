@@ -277,6 +277,9 @@ func (p *call) settle(c *Client) bool {
 			return true
 		case server.Code == "UNCERTAIN":
 			return p.repeat(c)
+		case server.Code == "DISKFULL" && p.unsure && !isRead(p.cmd): // it speaks of this attempt only
+			p.out.Err = p.failure(ErrUncertain)
+			return false
 		case server.Code == "SESSIONEXPIRED" && p.num.s != nil:
 			c.numbers.drop(p.num.s)
 			if p.unsure && !p.plan.repeatable { // the answer to an earlier attempt is lost for ever
