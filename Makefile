@@ -28,7 +28,7 @@ cluster: build ## three nodes in the foreground (ports 7401-7403); Ctrl-C stops 
 
 test: ## all tests that need nothing but Go, git and make
 	$(GO) test -timeout 5m $(UNIT)
-	$(GO) test -tags planted -run '^TestPlanted' -timeout 5m ./store
+	$(GO) test -tags planted -run '^TestPlanted' -timeout 5m ./store ./fsm ./client
 	$(GO) test -timeout 9m -count=1 ./chaos/
 
 chaos: ## the tests with real processes alone
@@ -63,7 +63,7 @@ sim: ## whole clusters in virtual time: 1,000,000 checked operations, 5,000 cras
 	  $(GO) test -timeout 0 -count=1 -run '^TestSim$$' -v ./node/sim/
 
 planted: ## bugs that are put in on purpose: each must be found within 30 s
-	$(GO) test -tags planted -timeout 9m -count=1 -run '^TestPlanted' -v ./node/sim/
+	$(GO) test -tags planted -timeout 9m -count=1 -run '^TestPlanted' -v ./node/sim/ ./fsm/ ./client/
 
 # Under three minutes, to be run before every commit.
 check: lint ## formatting, vet, staticcheck, import rules, and the changed packages under the race detector

@@ -40,8 +40,8 @@ func (b backend) OpenSession(ctx context.Context, key []byte) (uint64, error) {
 	return b.n.OpenSession(ctx, key)
 }
 
-// Index fences: a no-op reaches every acknowledged write, and nothing begun after it can be at
-// its index or below.
+// Index is of a state that shows everything acknowledged before the call: a no-op alone is answered as
+// a read is. Nothing begun after it can be at that index or below.
 func (b backend) Index(ctx context.Context, shard sharding.ShardID) (uint64, error) {
 	_, index, err := b.n.exec(ctx, shard, []command.Command{{Op: command.OpNoop}})
 	return index, err

@@ -310,3 +310,14 @@ func (c *conn) exec(ctx context.Context, t Tag) error {
 	}
 	return nil
 }
+
+// reads is how the connection reads now: between WATCH and EXEC never less than
+// linearizable, or what is read could be older than the index that is watched, and its change
+// go unnoticed.
+func (c *conn) reads() Reading {
+	r := c.reading
+	if c.tx != nil && len(c.tx.watched) > 0 {
+		r.Stale = false
+	}
+	return r
+}

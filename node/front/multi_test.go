@@ -134,3 +134,24 @@ func TestTransactionErrors(t *testing.T) {
 		c.want([]string{"MULTI", "GET " + key, "EXEC"}, []string{"+OK", "+QUEUED", tc.read})
 	}
 }
+
+// TestWatchedReadsAreLinearizable: a stale read behind WATCH could miss the very change
+// that WATCH no longer sees.
+func TestWatchedReadsAreLinearizable(t *testing.T) {
+	cl := newCluster(t, 1, 1)
+	_, addr := serve(t, Config{}, cl.node("n1"))
+	c := dial(t, addr)
+	for _, step := range []struct {
+		line  string
+		stale bool
+	}{{"CLIENT CONSISTENCY stale", true}, {"WATCH k", false}, {"UNWATCH", true}, {"WATCH k", false}, {"RESET", false}} {
+		c.one(step.line)
+		c.one("GET k")
+		cl.mu.Lock()
+		how := cl.readings[len(cl.readings)-1]
+		cl.mu.Unlock()
+		if how.Stale != step.stale {
+			t.Errorf("after %s reads are %+v", step.line, how)
+		}
+	}
+}

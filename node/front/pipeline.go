@@ -342,9 +342,9 @@ func (p *plan) exec(ctx context.Context) {
 		switch {
 		case len(g.cmds) == 0:
 		case i < len(p.groups)-1:
-			others.Go(func() { g.exec(ctx, p.c.srv.backend, p.c.reading) })
+			others.Go(func() { g.exec(ctx, p.c.srv.backend, p.c.reads()) })
 		default:
-			g.exec(ctx, p.c.srv.backend, p.c.reading)
+			g.exec(ctx, p.c.srv.backend, p.c.reads())
 		}
 	}
 	others.Wait()
