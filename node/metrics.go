@@ -15,6 +15,7 @@ func (n *Node) initMetrics() {
 	n.retries = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_forward_retries_total",
 		Help: "Attempts to reach a shard's leader that were made again."})
 	n.registry.MustRegister(n.retries, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
+	n.registry.MustRegister(n.repairs.metrics()...)
 }
 
 // stateCollector reads the node's state when it is asked, so that nothing has
