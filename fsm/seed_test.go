@@ -11,7 +11,7 @@ import (
 
 // A copy is taken if it is whole, of this cluster and shard, and far enough; it is then
 // the same state. What its sender did not notice is noticed here, by reading all of it.
-func TestReceive(t *testing.T) {
+func TestRepairReceive(t *testing.T) {
 	m := newMachine(t, testConfig())
 	for i := range 200 {
 		m.apply(1, set(fmt.Sprintf("key%d", i), "some value"))

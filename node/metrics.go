@@ -19,6 +19,7 @@ func (n *Node) initMetrics() {
 	n.scrubs = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_scrubs_total",
 		Help: "Replicas whose whole state the scrub found right."})
 	n.registry.MustRegister(n.retries, n.scrubbed, n.scrubs, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
+	n.registry.MustRegister(n.repairs.metrics()...)
 }
 
 // stateCollector reads the node's state when it is asked, so that nothing has

@@ -10,7 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
@@ -41,6 +44,20 @@ var errReplicaLost = errors.New("its directory is gone")
 type repairs struct {
 	mu   sync.Mutex
 	list map[sharding.ShardID]repair
+
+	done, failed atomic.Uint64 // attempts
+}
+
+func (r *repairs) metrics() []prometheus.Collector {
+	count := func(name, help string, v *atomic.Uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(v.Load()) })
+	}
+	return []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "abacus_replicas_damaged", Help: "Replicas here that do not run and wait for repair."},
+			func() float64 { return float64(len(r.all())) }),
+		count("abacus_repairs_total", "Replicas here that were re-seeded or replaced.", &r.done),
+		count("abacus_repair_failures_total", "Attempts to re-seed or replace a replica that failed; they are made again.", &r.failed),
+	}
 }
 
 type repair struct {
@@ -143,8 +160,10 @@ func (n *Node) runRepair(ctx context.Context) error {
 				return nil
 			}
 			if err == nil {
+				n.repairs.done.Add(1)
 				continue
 			}
+			n.repairs.failed.Add(1)
 			if e, ok := n.repairs.get(e.shard); ok && time.Since(e.warned) > repairWarn {
 				e.warned = time.Now()
 				n.repairs.put(e)

@@ -99,6 +99,9 @@ func TestRepairStateOfNode(t *testing.T) {
 	wantAll(t, "a", nodes...)
 	wantAll(t, "b", nodes...)
 	untilEqual(t, nodes...)
+	if done := nodes[2].repairs.done.Load(); done != 1 || len(nodes[2].repairs.all()) != 0 {
+		t.Errorf("%d repairs done, %v left", done, nodes[2].repairs.all())
+	}
 }
 
 func damageState(t *testing.T, dir string) {

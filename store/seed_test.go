@@ -360,6 +360,29 @@ func TestRepairStateCrash(t *testing.T) {
 	c.converge()
 }
 
+// Damage that was found while the replica ran is marked beside the file, which may look
+// well to a start: it is not used again.
+func TestRepairMarkedState(t *testing.T) {
+	c := newCluster(t, 3, frugal)
+	c.fill("before", 150)
+	f := c.followers()[0]
+	until(t, "a snapshot", func() bool { return f.store.snaps.latest() != nil })
+	f.kill()
+	states, err := filepath.Glob(filepath.Join(f.config().Dir, stateName, "state-*.db"))
+	if err != nil || len(states) != 1 {
+		t.Fatalf("%v, %v", states, err)
+	}
+	if err := os.WriteFile(states[0]+".damaged", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.wantDamage(DamageState)
+	if err := f.reseed(c.waitLeader().id); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	c.converge()
+}
+
 // A single replica whose log is whole makes its state from that.
 func TestRepairStateFromLog(t *testing.T) {
 	c := newCluster(t, 1, nil)
