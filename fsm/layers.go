@@ -53,14 +53,6 @@ func (l *layer) copy() *layer {
 	return c
 }
 
-// rows is how many rows the layer holds.
-func (l *layer) rows() (n int) {
-	for _, t := range l.trees {
-		n += t.Len()
-	}
-	return n
-}
-
 func (l *layers) frozenBytes() int64 {
 	if l.frozen == nil {
 		return 0
