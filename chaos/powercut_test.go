@@ -322,8 +322,13 @@ func newPowerLane(cfg powerCuts, n int, left, done *atomic.Int64) (*powerLane, e
 		l.disks = append(l.disks, d)
 	}
 	var err error
+	var args []string
+	if n%2 == 1 {
+		// Checkpoints and cuts of the log all the time, where the other lanes meet few.
+		args = []string{"--checkpoint-bytes", "65536", "--snapshot-entries", "100"}
+	}
 	l.cluster, err = proc.Create(proc.Config{
-		Dir: dir, Abacusd: cfg.Abacusd, Nodes: cfg.Nodes, Shards: cfg.Shards, DieWithParent: true,
+		Dir: dir, Abacusd: cfg.Abacusd, Nodes: cfg.Nodes, Shards: cfg.Shards, Args: args, DieWithParent: true,
 		DataDir: func(n int) string { return filepath.Join(l.disks[n-1].Path(), "data") },
 	})
 	if err != nil {

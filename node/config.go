@@ -76,6 +76,12 @@ type Config struct {
 	// process, and not return. Default: panic.
 	Fatal func(error)
 
+	// CheckpointBytes and SnapshotEntries are when a shard's state is folded into its
+	// file and when its log is cut; 0: the store's defaults. Smaller costs speed. They are
+	// flags that the help does not list, so that tests of power cuts meet both often.
+	CheckpointBytes int64
+	SnapshotEntries uint64
+
 	// Version is what the binary says it is.
 	Version string
 	Log     *slog.Logger

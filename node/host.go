@@ -151,6 +151,7 @@ func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) st
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord
 	}
+	cfg.CheckpointBytes, cfg.Snapshots.Entries = n.cfg.CheckpointBytes, n.cfg.SnapshotEntries
 	if n.cfg.TuneStore != nil {
 		n.cfg.TuneStore(&cfg)
 	}

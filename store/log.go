@@ -31,11 +31,11 @@ func openBolt(path string) (db *raftboltdb.BoltStore, err error) {
 		return nil, fmt.Errorf("open raft log %s: %w", path, err)
 	}
 	db, err = raftboltdb.New(raftboltdb.Options{
-		Path: path,
+		Path:   path,
+		NoSync: planted.Is(planted.NoSyncLog),
 		BoltOptions: &bbolt.Options{
 			// Another process has it: say so, rather than wait for ever.
 			Timeout: time.Second,
-			NoSync:  planted.Is(planted.NoSyncLog),
 			// A log frees pages with every compaction; writing the list of them at each
 			// commit would cost more than finding them again when a file this small opens.
 			NoFreelistSync: true,

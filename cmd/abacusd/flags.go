@@ -38,6 +38,13 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.DurationVar(&cfg.DiskTimeout, "disk-timeout", cfg.DiskTimeout, "end the process (exit code 70) when one write of the log takes longer")
 	f.Int64Var(&cfg.MinFreeDisk, "min-free-disk", cfg.MinFreeDisk, "bytes to keep free: below, writes that add data are refused (0: 256 MiB or 5 %, whichever is less)")
 	f.DurationVar(&cfg.ScrubInterval, "scrub-interval", cfg.ScrubInterval, "read and check each replica's whole state this often (0: never)")
+	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "for tests: fold a shard's state into its file when so much has gathered")
+	f.Uint64Var(&cfg.SnapshotEntries, "snapshot-entries", 0, "for tests: cut a shard's log after so many entries")
+	for _, name := range []string{"checkpoint-bytes", "snapshot-entries"} {
+		if err := f.MarkHidden(name); err != nil {
+			panic(err) // there is no such flag
+		}
+	}
 	f.StringVar(&opts.logLevel, "log-level", opts.logLevel, "debug, info, warn or error")
 	f.StringVar(&opts.logFormat, "log-format", opts.logFormat, "text or json")
 	f.StringVar(&opts.config, "config", "", "YAML file with any of these settings")
