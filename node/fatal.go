@@ -40,7 +40,7 @@ func advice(err error, dir string) string {
 	fs := "the file system of " + filepath.Clean(dir)
 	switch {
 	case errors.As(err, &corrupt):
-		return "the file is marked and not used again: start the node again, and it says how to replace this replica"
+		return "the file is marked and not used again: start the node again, and it fetches this state from another node"
 	case errors.As(err, &hang):
 		return fmt.Sprintf("%s does not answer: look at the kernel's log (dmesg) and at the disk, then start the node again; raise --disk-timeout if it is merely slow", fs)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

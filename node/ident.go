@@ -42,6 +42,9 @@ type ident struct {
 	// Replicas are the replicas whose directory was made here. One that is
 	// listed and gone was lost or put aside, and must not vote again under its id.
 	Replicas []string `json:"replicas"` // "shard-0/n1.1"
+	// Lost are replicas that lost their log or their votes and were taken out of the
+	// map: a cached map that is older must not bring them back.
+	Lost []string `json:"lost,omitempty"`
 }
 
 const identVersion = 1
@@ -146,7 +149,7 @@ func (d *dataDir) replicaDir(shard sharding.ShardID, id sharding.ReplicaID) (str
 	key := replicaKey(shard, id)
 	dir := d.file(key)
 	known, founding := slices.Contains(d.ident().Replicas, key), d.ident().Founding
-	if _, err := os.Stat(dir); known && !founding && errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(dir); known && !founding && errors.Is(err, fs.ErrNotExist) || slices.Contains(d.ident().Lost, key) {
 		return "", fmt.Errorf("replica directory %s: %w", dir, errReplicaLost)
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
@@ -175,22 +178,28 @@ func (d *dataDir) replicas(shard sharding.ShardID) (ids []sharding.ReplicaID) {
 
 // removeReplica forgets a replica that was taken out, and deletes its files.
 func (d *dataDir) removeReplica(shard sharding.ShardID, id sharding.ReplicaID) error {
+	key := replicaKey(shard, id)
 	// Forgotten first: one that is remembered and gone looks lost.
-	if err := d.forget(shard, id); err != nil {
+	err := d.update(func(id *ident) { id.Replicas = without(id.Replicas, key) })
+	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(d.file(replicaKey(shard, id))); err != nil {
+	if err := os.RemoveAll(d.file(key)); err != nil {
 		return fmt.Errorf("remove replica directory: %w", err)
 	}
 	return nil
 }
 
-// forget takes a replica that was taken out from the list of those that were here.
-func (d *dataDir) forget(shard sharding.ShardID, id sharding.ReplicaID) error {
+// lose notes that a replica is lost for good: it is not opened here again.
+func (d *dataDir) lose(shard sharding.ShardID, id sharding.ReplicaID) error {
 	key := replicaKey(shard, id)
 	return d.update(func(id *ident) {
-		id.Replicas = slices.DeleteFunc(slices.Clone(id.Replicas), func(r string) bool { return r == key })
+		id.Replicas, id.Lost = without(id.Replicas, key), append(without(id.Lost, key), key)
 	})
+}
+
+func without(list []string, key string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == key })
 }
 
 // saveMap caches the shard map, so that the node finds its peers after all of

@@ -184,7 +184,7 @@ func (n *Node) letGo(e repair) error {
 	if _, err := n.dir.quarantine(e.shard, e.replica); err != nil {
 		return err
 	}
-	if err := n.dir.forget(e.shard, e.replica); err != nil {
+	if err := n.dir.lose(e.shard, e.replica); err != nil {
 		return err
 	}
 	n.repairs.drop(e.shard)
