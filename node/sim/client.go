@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,6 +99,10 @@ type client struct {
 	rng    *rand.Rand
 	at     int // member
 	counts *[3]atomic.Int64
+
+	// numbers: its writes are numbered, and repeated until they are answered.
+	numbers      bool
+	session, seq uint64
 }
 
 // run works until stop is closed.
@@ -120,9 +125,11 @@ func (cl *client) run(stop <-chan struct{}, loads []workload, shards int) {
 }
 
 const (
-	tries       = 6
-	shortestTry = 200 * time.Millisecond
-	longestTry  = 1500 * time.Millisecond
+	tries = 6
+	// triesNumbered is for writes that count once however often they are sent.
+	triesNumbered = 40
+	shortestTry   = 200 * time.Millisecond
+	longestTry    = 1500 * time.Millisecond
 )
 
 // do has a group carried out as one.
@@ -133,7 +140,8 @@ func (cl *client) do(shard sharding.ShardID, group []ask) outcome {
 		cmds[i] = a.cmd
 		harmless = harmless && a.cmd.Op.IsRead()
 	}
-	results, o := cl.exec(shard, cmds, harmless)
+	numbered := !harmless && cl.numbers && cl.number(cmds)
+	results, o := cl.exec(shard, cmds, harmless, numbered)
 	cl.counts[o].Add(int64(len(group)))
 	for i, a := range group {
 		var r command.Result
@@ -148,8 +156,40 @@ func (cl *client) do(shard sharding.ShardID, group []ask) outcome {
 	return o
 }
 
-func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless bool) ([]command.Result, outcome) {
-	for range tries {
+// number gives the writes of a group numbers in the client's session, or says that
+// there is no session to be had now.
+func (cl *client) number(cmds []command.Command) bool {
+	for try := 0; cl.session == 0; try++ {
+		if try == tries {
+			return false
+		}
+		if l := cl.c.members[cl.at].life.Load(); l != nil {
+			ctx, cancel := context.WithTimeout(l.ctx, longestTry)
+			id, err := l.node.OpenSession(ctx, cmds[0].Keys[0])
+			cancel()
+			if err == nil && !l.dead() {
+				cl.session = id
+				break
+			}
+		}
+		cl.move()
+	}
+	floor := cl.seq + 1 // one group at a time: nothing before it is waited for
+	for i := range cmds {
+		if !cmds[i].Op.IsRead() {
+			cl.seq++
+			cmds[i].Session, cmds[i].Seq, cmds[i].Floor = cl.session, cl.seq, floor
+		}
+	}
+	return true
+}
+
+func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless, numbered bool) ([]command.Result, outcome) {
+	most, unknown := tries, false
+	if numbered {
+		most = triesNumbered
+	}
+	for range most {
 		l := cl.c.members[cl.at].life.Load()
 		if l == nil {
 			cl.move()
@@ -162,12 +202,23 @@ func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless 
 		// What a dead node says, its client never hears.
 		switch dead := l.dead(); {
 		case err == nil && !dead:
+			if numbered && slices.ContainsFunc(results, func(r command.Result) bool {
+				return r.Code == command.CodeSessionExpired || r.Code == command.CodeSessionUnknown
+			}) {
+				cl.c.fault("session %d is forgotten, and %d others at most were used since", cl.session, cl.c.opt.Clients)
+			}
 			return results, answered
 		case !harmless && (dead || !transport.Certain(err)):
-			cl.move()
-			return nil, uncertain
+			if !numbered {
+				cl.move()
+				return nil, uncertain
+			}
+			unknown = true
 		}
 		cl.move()
+	}
+	if unknown {
+		return nil, uncertain
 	}
 	return nil, failed
 }

@@ -30,6 +30,7 @@ func TestPlanted(t *testing.T) {
 		{planted.DropAppliedSkip, Options{Duration: 15 * time.Second, CheckpointBytes: 512, Snapshots: store.Snapshots{Entries: 300}}},
 		{planted.LogNotMonotonic, Options{}},
 		{planted.EarlyCompaction, Options{}},
+		{planted.SkipSessionCheck, Options{}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {
 			options := filepath.Join(t.TempDir(), "options.json")

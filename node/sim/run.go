@@ -129,7 +129,7 @@ func (s *scenario) bubble() {
 		s.loads = []workload{newRegisters(order, k), newRegisters(order, k), newCounters(k), newLists(k)}
 		var clients sync.WaitGroup
 		for i := range s.opt.Clients {
-			cl := &client{c: c, rng: newRand(s.seed, fmt.Sprintf("client %d", i)), counts: &counts}
+			cl := &client{c: c, rng: newRand(s.seed, fmt.Sprintf("client %d", i)), counts: &counts, numbers: i%2 == 0}
 			clients.Go(func() { cl.run(stop, s.loads, s.opt.Shards) })
 		}
 		n.run()
