@@ -46,6 +46,7 @@ test-system: ## tests that need root: disks that freeze, fail, hang and fill und
 	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
 	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs; need strace strace
 	$(GO) test -tags system -run '^TestSystem|^TestPowerCut' -timeout 15m -count=1 -v ./chaos/
+	$(GO) test -tags system,planted -run '^TestPlantedPowerCuts' -timeout 4m -count=1 -v ./chaos/
 
 # A cut takes a fifth of a second, on one of three nodes a whole one; five times that is time enough.
 CUTS ?= 300
@@ -63,7 +64,7 @@ sim: ## whole clusters in virtual time: 1,000,000 checked operations, 5,000 cras
 	  $(GO) test -timeout 0 -count=1 -run '^TestSim$$' -v ./node/sim/
 
 planted: ## bugs that are put in on purpose: each must be found within 30 s
-	$(GO) test -tags planted -timeout 9m -count=1 -run '^TestPlanted' -v ./node/sim/ ./fsm/ ./client/
+	$(GO) test -tags planted -timeout 9m -count=1 -run '^TestPlanted' -v ./node/sim/ ./store/ ./fsm/ ./client/
 
 # Under three minutes, to be run before every commit.
 check: lint ## formatting, vet, staticcheck, import rules, and the changed packages under the race detector
@@ -78,6 +79,7 @@ lint: ## formatting, vet, staticcheck and the import rules
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "run make fmt; not formatted:" $$bad >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags tools,system ./chaos/...
+	$(GO) vet -tags system,planted ./chaos/...
 	$(GO) vet -tags planted ./...
 	$(GO) run $(STATICCHECK) -tags tools,system ./...
 	$(GO) test -count=1 .

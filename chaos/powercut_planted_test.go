@@ -16,7 +16,7 @@ import (
 // TestPlantedPowerCuts shows that the power cuts would find a log, or a state, that
 // is not synced: each is planted in a build of abacusd, and must be found in time.
 func TestPlantedPowerCuts(t *testing.T) {
-	const limit = 45 * time.Second
+	const limit = 30 * time.Second
 	bin := filepath.Join(t.TempDir(), "abacusd")
 	build := exec.Command("go", "build", "-tags", "planted", "-o", bin, "../cmd/abacusd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
