@@ -313,8 +313,9 @@ func (n *Node) waitHosted(ctx context.Context, shard sharding.ShardID) *store.St
 }
 
 // stepMembers takes the next step that brings a shard's Raft members nearer to
-// the map, if there is one: remove who is not in the map any more, add a learner, or
-// make one that caught up a voter.
+// the map, if there is one: add a learner, make one that caught up a voter, and, while
+// none is catching up, take out a member that the map has taken out. So a group whose map
+// is several steps ahead never has fewer voters than it must.
 func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, err error) {
 	m := n.Router().Map()
 	sh, ok := m.Shard(st.Shard())
@@ -324,9 +325,7 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	members := st.Status().Members
-	if changed, err := n.stepRemoval(ctx, st, m, members); changed || err != nil {
-		return changed, err
-	}
+	catchingUp := false
 	for _, want := range sh.Replicas {
 		if slices.ContainsFunc(members, func(o store.Member) bool { return sharding.Replica{ID: o.Replica, Node: o.Node}.Newer(want) }) {
 			continue // our map is older than that
@@ -343,9 +342,14 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 			return true, st.Promote(ctx, want.ID, want.Node)
 		case !members[i].Voter:
 			changed = true // not done yet: leaders stay where they are
+			catchingUp = catchingUp || inTouch(members[i])
 		}
 	}
-	return changed, nil
+	if catchingUp {
+		return true, nil
+	}
+	removed, err := n.stepRemoval(ctx, st, m, members)
+	return changed || removed, err
 }
 
 // betterLeader says who should lead instead of this node, if anybody.
