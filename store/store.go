@@ -59,7 +59,8 @@ type Config struct {
 	OnCheckpoint    func()
 	// MaxOverlayBytes is how much state may lie in memory, not in the file yet, here or
 	// on any voter, before a leader takes no more writes into the log: they wait, and are
-	// refused at their deadline. Default 64 MiB, eight checkpoints' worth.
+	// refused at their deadline. Default 32 MiB, four checkpoints' worth: a start after a
+	// kill reads it all from the log again.
 	MaxOverlayBytes int64
 	// DiskFull says whether this node's disk has no room for more data; nil: never. It
 	// is asked for each proposal, and must not wait.
@@ -142,7 +143,7 @@ func (c *Config) setDefaults() {
 	orDefault(&s.TrailingBytes, ds.TrailingBytes)
 	orDefault(&s.Interval, ds.Interval)
 	s.Trailing = max(s.Trailing, MinTrailing)
-	orDefault(&c.MaxOverlayBytes, 64<<20)
+	orDefault(&c.MaxOverlayBytes, 32<<20)
 	if c.DiskFull == nil {
 		c.DiskFull = func() bool { return false }
 	}
