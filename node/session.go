@@ -147,11 +147,11 @@ func settle(cmds []command.Command, results []command.Result, err error, unsure 
 	return nil
 }
 
-// notDone says whether a shard refused a command without carrying it out, and without
-// remembering that.
+// notDone says whether a shard, or its leader for want of disk space, refused a command
+// without carrying it out, and without remembering that.
 func notDone(c command.Code) bool {
 	switch c {
-	case command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard, command.CodeUninitialized:
+	case command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard, command.CodeUninitialized, command.CodeDiskFull:
 		return true
 	}
 	return false

@@ -112,7 +112,7 @@ func TestSettle(t *testing.T) {
 	uncertain := func(err error) bool { return transport.CodeOf(err) == transport.CodeUncertain }
 	certain := transport.Errorf(transport.CodeNotLeader, "n1")
 	cmds := []command.Command{incr(1, 1, 0)}
-	for _, c := range []command.Code{command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard} {
+	for _, c := range []command.Code{command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard, command.CodeDiskFull} {
 		results := []command.Result{command.Err(c)}
 		if err := settle(cmds, results, nil, true); !uncertain(err) {
 			t.Errorf("%v after an unknown attempt: %v", c, err)
