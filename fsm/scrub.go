@@ -5,9 +5,13 @@ import (
 	"fmt"
 )
 
-// scrubRows is how many rows are checked in one transaction: an old one keeps
-// pages of the file from being used again.
-const scrubRows = 2000
+// scrubRows and scrubBytes bound what is checked in one transaction: an old one keeps
+// pages of the file from being used again, and what is read between two pauses is
+// read at the speed of the disk.
+const (
+	scrubRows  = 2000
+	scrubBytes = 4 << 20
+)
 
 // Scrub reads the whole state file and checks every row against its checksum, in
 // pieces; pause, if not nil, is called between two with the bytes just read and may wait.
@@ -48,7 +52,7 @@ func (f *FSM) scrubPiece(tree int, from []byte) (next []byte, bytes int, err err
 	defer c.guard()()
 	c.seek(from)
 	for n := 0; c.k != nil; n++ {
-		if n == scrubRows {
+		if n == scrubRows || bytes >= scrubBytes {
 			return append([]byte{}, c.k...), bytes, nil
 		}
 		bytes += len(c.k) + len(c.v)
