@@ -19,9 +19,6 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
-// In a replica's directory.
-const ()
-
 // Config says which replica to open, where and how.
 type Config struct {
 	// Shard and Replica name the replica for ever; Node is where it is kept, and
@@ -272,6 +269,10 @@ func (s *Store) open() error {
 	}
 	state := filepath.Join(s.cfg.Dir, stateName)
 	if err := os.MkdirAll(state, 0o700); err != nil {
+		return err
+	}
+	// Their names, and that of snapshots: what is in them is synced, and would be lost with them.
+	if err := syncDir(s.cfg.Dir); err != nil {
 		return err
 	}
 	s.fsm, err = fsm.Open(state, fsm.Config{
