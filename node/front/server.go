@@ -317,7 +317,7 @@ func (c *conn) hangUp(err error) {
 	case errors.Is(err, errPeer):
 		c.err("ERR this is a client port, not a peer port")
 	case errors.Is(err, errBuffers):
-		c.err("ERR this node holds too many bytes of unfinished requests")
+		c.err("TRYAGAIN nothing was done: this node holds too many bytes of unfinished requests")
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing.Load():
 		c.err("ERR Protocol error: the command did not arrive within " + c.srv.cfg.CompleteTimeout.String())
 	default:

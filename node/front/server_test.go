@@ -137,7 +137,7 @@ func TestBufferBudget(t *testing.T) {
 	until(t, "the first half is there", func() bool { return s.Stats().Buffered > 500_000 })
 	b := dial(t, addr)
 	io.WriteString(b.nc, half)
-	if got := b.read(); got != "-ERR this node holds too many bytes of unfinished requests" {
+	if got := b.read(); got != "-TRYAGAIN nothing was done: this node holds too many bytes of unfinished requests" {
 		t.Errorf("second: %q", got)
 	}
 	io.WriteString(a.nc, strings.Repeat("x", 200_000)+"\r\n")
@@ -153,7 +153,7 @@ func TestArgumentsAreCharged(t *testing.T) {
 	s, addr := serve(t, Config{MaxBufferedBytes: 8 << 20}, newCluster(t, 1, 1).node("n1"))
 	c := dial(t, addr)
 	go io.WriteString(c.nc, "*1000000\r\n"+strings.Repeat("$0\r\n\r\n", 300_000)) // under 2 MiB
-	if got := c.read(); got != "-ERR this node holds too many bytes of unfinished requests" {
+	if got := c.read(); got != "-TRYAGAIN nothing was done: this node holds too many bytes of unfinished requests" {
 		t.Errorf("got %q", got)
 	}
 	until(t, "the bytes are given back", func() bool { return s.Stats().Buffered == 0 })
