@@ -254,7 +254,11 @@ func (p *call) settle(c *Client) bool {
 	)
 	switch {
 	case errors.As(p.last, &link) && errors.Is(link.err, ErrClosed) && !link.sent:
-		p.out.Err = p.failure(ErrClosed)
+		kind := ErrClosed
+		if p.unsure && !isRead(p.cmd) { // this attempt was not sent; an earlier one was
+			kind = ErrUncertain
+		}
+		p.out.Err = p.failure(kind)
 		return false
 
 	case errors.Is(p.last, ErrNotClientPort) && p.attempts >= len(c.cfg.Addrs):
