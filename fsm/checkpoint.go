@@ -80,6 +80,7 @@ func (f *FSM) checkpoint() error {
 		return err
 	}
 	defer fz.gen.release()
+	f.writing.Store(fz.layer.bytes)
 	f.checkpointing.begin()
 	defer f.checkpointing.end()
 	if f.cfg.OnCheckpoint != nil {

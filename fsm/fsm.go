@@ -122,6 +122,7 @@ type FSM struct {
 	turn    chan struct{} // held by the checkpoint under way
 	// checkpointing is of the checkpoint under way.
 	checkpointing stopwatch
+	writing       atomic.Int64 // bytes
 
 	waitMu  sync.Mutex
 	waiters []waiter
@@ -273,8 +274,11 @@ func (f *FSM) Repeats() uint64 { return f.repeats.Load() }
 // OverlayBytes is about how much memory the state takes that is not in the file yet.
 func (f *FSM) OverlayBytes() int64 { return f.overlay.Load() }
 
-// Checkpointing is how long the checkpoint under way has taken; 0 if there is none.
-func (f *FSM) Checkpointing() time.Duration { return f.checkpointing.running() }
+// Checkpointing is how long the checkpoint under way has taken, and about how many bytes
+// of state it has to write; 0 if there is none. What is applied meanwhile is not counted.
+func (f *FSM) Checkpointing() (took time.Duration, bytes int64) {
+	return f.checkpointing.running(), f.writing.Load()
+}
 
 func (f *FSM) activeBytes() int64 {
 	f.mu.RLock()

@@ -83,8 +83,8 @@ func TestCheckpointBesideWriter(t *testing.T) {
 	<-held // one is under way, and held
 	frozenAt := m.f.Applied()
 	m.apply(1, cmd(command.OpDel, k("gone")), num(cmd(command.OpIncr, k("n")), 1), set("new", "1"))
-	if m.f.DurableIndex() >= frozenAt || m.f.Checkpointing() == 0 {
-		t.Errorf("durable %d, checkpoint under way for %v", m.f.DurableIndex(), m.f.Checkpointing())
+	if took, bytes := m.f.Checkpointing(); m.f.DurableIndex() >= frozenAt || took == 0 || bytes == 0 {
+		t.Errorf("durable %d, checkpoint of %d bytes under way for %v", m.f.DurableIndex(), bytes, took)
 	}
 	hash := m.hash()
 	close(hold)

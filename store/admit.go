@@ -115,7 +115,10 @@ func (l *leadership) noRoom() bool {
 		return true
 	}
 	voters, room, full := 0, 0, 0
-	l.eachVoter(func(f follower, heard, self bool) {
+	l.eachReplica(func(f follower, voter, heard, self bool) {
+		if !voter {
+			return
+		}
 		voters++
 		switch {
 		case self, heard && !f.report.full, !heard && time.Since(l.began) < freshContact: // has had no time to say
@@ -129,25 +132,32 @@ func (l *leadership) noRoom() bool {
 	return room < majority && room+full >= majority
 }
 
-// overlayFull says whether writes must wait for a checkpoint. A voter that has not
+// learnersShare is how many times a voter's bound a learner may have in memory: writes
+// should not wait for one that catches up, but its memory has an end, too.
+const learnersShare = 4
+
+// overlayFull says whether writes must wait for a checkpoint. A replica that has not
 // been heard of lately does not count: it may be dead, and has much to catch up with anyway.
 func (l *leadership) overlayFull() bool {
 	limit := l.store.cfg.MaxOverlayBytes
 	over := l.store.fsm.OverlayBytes() > limit
 	if !over {
-		l.eachVoter(func(f follower, heard, self bool) { over = over || !self && heard && f.report.overlay > limit })
+		l.eachReplica(func(f follower, voter, heard, self bool) {
+			limit := limit
+			if !voter {
+				limit *= learnersShare
+			}
+			over = over || !self && heard && f.report.overlay > limit
+		})
 	}
 	return over
 }
 
-// eachVoter visits the voters, with what is known of them.
-func (l *leadership) eachVoter(visit func(f follower, heard, self bool)) {
+// eachReplica visits voters and learners, with what is known of them.
+func (l *leadership) eachReplica(visit func(f follower, voter, heard, self bool)) {
 	for _, srv := range l.store.machine.conf.Load().servers {
-		if srv.Suffrage != raft.Voter {
-			continue
-		}
 		f, ok := l.in.peers.follower(srv.ID, l.term)
-		visit(f, ok && time.Since(f.contact) < freshContact, srv.ID == l.store.self.replica)
+		visit(f, srv.Suffrage == raft.Voter, ok && time.Since(f.contact) < freshContact, srv.ID == l.store.self.replica)
 	}
 }
 

@@ -71,7 +71,7 @@ func TestOverlayIsBounded(t *testing.T) {
 	value := strings.Repeat("x", 4<<10)
 	n := 0
 	// fill writes until a write is refused.
-	fill := func(t *testing.T, held *node) {
+	fill := func(t *testing.T, held *node, bound int64) {
 		t.Helper()
 		for range 1000 {
 			n++
@@ -89,8 +89,8 @@ func TestOverlayIsBounded(t *testing.T) {
 				t.Fatalf("write %d: %v", n, err)
 			}
 			// What was in flight, and what it had not reported yet, is above the bound.
-			if b := held.store.fsm.OverlayBytes(); b < testOverlay || b > 2*testOverlay {
-				t.Errorf("refused with %d bytes in memory, bound %d", b, testOverlay)
+			if b := held.store.fsm.OverlayBytes(); b < bound || b > bound+testOverlay {
+				t.Errorf("refused with %d bytes in memory, bound %d", b, bound)
 			}
 			if st := l.store.Status(); !st.Held || st.Holds == 0 {
 				t.Errorf("status says %+v", st)
@@ -115,7 +115,7 @@ func TestOverlayIsBounded(t *testing.T) {
 	t.Run("the leader's", func(t *testing.T) {
 		l := c.waitLeader()
 		d.hold(l)
-		fill(t, l)
+		fill(t, l, testOverlay)
 		goesOn(t)
 		d.release()
 		c.put("released", "1")
@@ -124,7 +124,7 @@ func TestOverlayIsBounded(t *testing.T) {
 	t.Run("a follower's", func(t *testing.T) {
 		f := c.followers()[0]
 		d.hold(f)
-		fill(t, f)
+		fill(t, f, testOverlay)
 		goesOn(t)
 		// A term opens nevertheless.
 		old := c.waitLeader()
@@ -142,6 +142,18 @@ func TestOverlayIsBounded(t *testing.T) {
 		c.put("without it", "1")
 		c.net.Heal()
 		d.release()
+	})
+	c.converge()
+	t.Run("a learner's", func(t *testing.T) {
+		l := c.addNode()
+		l.start()
+		c.onLeader("add learner", func(s *Store) error { return s.AddLearner(bg(t), l.replica, l.id) })
+		c.converge()
+		d.hold(l)
+		fill(t, l, learnersShare*testOverlay)
+		goesOn(t)
+		d.release()
+		c.put("released", "2")
 	})
 	c.converge()
 }

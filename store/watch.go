@@ -75,6 +75,7 @@ func (s *Store) hung(limit, awake time.Duration) error {
 		return limit + time.Duration(float64(slowestDisk)*float64(bytes)/(1<<20))
 	}
 	state := filepath.Join(s.cfg.Dir, stateName)
+	checkpoint, writes := s.fsm.Checkpointing()
 	raftFile := filepath.Join(s.cfg.Dir, logName)
 	for _, op := range []struct {
 		path, what string
@@ -85,7 +86,7 @@ func (s *Store) hung(limit, awake time.Duration) error {
 		{raftFile, "a read of the log", s.logs.reading.running(), limit},
 		{raftFile, "a write of the term or the vote", s.stable.writing.running(), limit},
 		{filepath.Join(s.snaps.dir, metaFile), "a write of the snapshot's metadata", s.snaps.saving.running(), limit},
-		{state, "a checkpoint", s.fsm.Checkpointing(), perMiB(s.fsm.OverlayBytes())},
+		{state, "a checkpoint", checkpoint, perMiB(writes)},
 		{state, "an install", s.machine.restoring.running(), perMiB(s.machine.restoreBytes.Load())},
 		{state, "applying entries", s.machine.applying.running(), slowestApply * limit},
 	} {
