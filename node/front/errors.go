@@ -84,10 +84,11 @@ func errorText(err error, write bool) string {
 		return "TOOLARGE " + detail
 	case transport.CodeNotFound:
 		return "NOTFOUND " + detail
-	case transport.CodeWrongCluster, transport.CodeWrongNode, transport.CodeNoMethod, transport.CodeBadRequest, transport.CodeRefused:
+	case transport.CodeWrongCluster, transport.CodeBadRequest, transport.CodeRefused:
 		return "ERR " + err.Error()
 	}
-	// Busy, closed, conflict, timeout; and for reads whatever else befell them.
+	// Busy, closed, conflict, timeout, a node whose address is another's now or that is older than
+	// we are; and for reads whatever else befell them.
 	return "TRYAGAIN nothing was done: " + err.Error()
 }
 

@@ -246,6 +246,7 @@ func TestErrors(t *testing.T) {
 		{"closed", transport.Errorf(transport.CodeClosed, "x"), "-TRYAGAIN", "-TRYAGAIN"},
 		{"too large", transport.Errorf(transport.CodeTooLarge, "x"), "-TOOLARGE x", "-TOOLARGE x"},
 		{"refused", transport.Errorf(transport.CodeRefused, "x"), "-ERR refused: x", "-ERR refused: x"},
+		{"wrong node", transport.Errorf(transport.CodeWrongNode, "x"), "-TRYAGAIN nothing was done: wrong node: x", "-TRYAGAIN nothing was done: wrong node: x"},
 		{"uncertain", transport.Errorf(transport.CodeUncertain, "x"), "-UNCERTAIN", "-TRYAGAIN"},
 		{"link lost", transport.Errorf(transport.CodeLinkLost, "x"), "-UNCERTAIN", "-TRYAGAIN"},
 		{"wrapped", fmt.Errorf("exec: %w", transport.Errorf(transport.CodeBusy, "x")), "-TRYAGAIN", "-TRYAGAIN"},
