@@ -176,7 +176,11 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 	if err := sharding.CheckNodeID(req.Node.ID); err != nil || req.Node.Instance == "" {
 		return nil, transport.Errorf(transport.CodeRefused, "node %q, instance %q: %v", req.Node.ID, req.Node.Instance, err)
 	}
-	if have := n.Router().Map().ClusterID; req.ClusterID != "" && req.ClusterID != have {
+	have := n.Router().Map().ClusterID
+	if have == "" { // peers may call before we have read our map: that is no reason to refuse one of our own
+		return nil, transport.Errorf(transport.CodeUnavailable, "node %s is starting, and in no cluster yet", n.cfg.ID)
+	}
+	if req.ClusterID != "" && req.ClusterID != have {
 		return nil, transport.Errorf(transport.CodeRefused, "its data directory belongs to cluster %s, this is cluster %s: start it with an empty --data-dir to let it join here", req.ClusterID, have)
 	}
 	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Forwarded: true, Lost: req.Lost})

@@ -316,6 +316,19 @@ func TestJoinTwice(t *testing.T) {
 	}
 }
 
+// A node that has not read its map yet is asked again, and does not send a member of its
+// own cluster away, as it did when several started at once after a power cut.
+func TestJoinAtOneThatStarts(t *testing.T) {
+	starting := &Node{cfg: Config{ID: "n2"}}
+	starting.router.Store(sharding.NewRouter(sharding.Map{}))
+	for _, cluster := range []string{"", "4b93291ba5886a22"} {
+		raw, _ := encodeWire(joinRequest{Node: sharding.Node{ID: "n1", Instance: "i"}, ClusterID: cluster, Boot: "b"})
+		if _, err := starting.handleJoin(t.Context(), "", raw); transport.CodeOf(err) != transport.CodeUnavailable {
+			t.Errorf("from cluster %q: %v", cluster, err)
+		}
+	}
+}
+
 // A replica that is taken out of the map leaves its group and its node, also if the
 // node restarts before that is done; put back, it has another id.
 func TestReplaceReplica(t *testing.T) {
