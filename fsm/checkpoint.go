@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	bolt "go.etcd.io/bbolt"
@@ -26,6 +27,12 @@ type frozen struct {
 	// sessions are encoded, or nil if they are to be deleted.
 	sessions map[uint64][]byte
 	gone     []byte // nil: not new
+}
+
+// checkpointing is what others may know of a checkpoint under way. Immutable.
+type checkpointing struct {
+	began time.Time
+	bytes int64 // of the layer that it writes
 }
 
 // runCheckpoints writes a checkpoint when the layer in memory has grown so large.
@@ -80,9 +87,8 @@ func (f *FSM) checkpoint() error {
 		return err
 	}
 	defer fz.gen.release()
-	f.writing.Store(fz.layer.bytes)
-	f.checkpointing.begin()
-	defer f.checkpointing.end()
+	f.checkpointing.Store(&checkpointing{began: time.Now(), bytes: fz.layer.bytes})
+	defer f.checkpointing.Store(nil)
 	if f.cfg.OnCheckpoint != nil {
 		f.cfg.OnCheckpoint()
 	}

@@ -120,9 +120,8 @@ type FSM struct {
 	repeats atomic.Uint64
 	kick    chan struct{} // has a token when a checkpoint may be due
 	turn    chan struct{} // held by the checkpoint under way
-	// checkpointing is of the checkpoint under way.
-	checkpointing stopwatch
-	writing       atomic.Int64 // bytes
+	// checkpointing is the checkpoint under way, nil if there is none.
+	checkpointing atomic.Pointer[checkpointing]
 
 	waitMu  sync.Mutex
 	waiters []waiter
@@ -170,7 +169,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 		return nil, err
 	}
 	f := &FSM{cfg: cfg, log: cfg.Log, dir: dir, gen: gen, done: make(chan struct{}), kick: make(chan struct{}, 1),
-		turn: make(chan struct{}, 1), checkpointing: newStopwatch()}
+		turn: make(chan struct{}, 1)}
 	st, records, err := f.load(gen)
 	if err != nil {
 		gen.release()
@@ -277,7 +276,11 @@ func (f *FSM) OverlayBytes() int64 { return f.overlay.Load() }
 // Checkpointing is how long the checkpoint under way has taken, and about how many bytes
 // of state it has to write; 0 if there is none. What is applied meanwhile is not counted.
 func (f *FSM) Checkpointing() (took time.Duration, bytes int64) {
-	return f.checkpointing.running(), f.writing.Load()
+	c := f.checkpointing.Load()
+	if c == nil {
+		return 0, 0
+	}
+	return time.Since(c.began), c.bytes
 }
 
 func (f *FSM) activeBytes() int64 {
@@ -475,23 +478,4 @@ func (f *FSM) replace(gen *generation) (old *generation, records []recordChange,
 		records = append(records, recordChange{name: name})
 	}
 	return old, records, nil
-}
-
-// stopwatch tells others how long one thing at a time has been under way.
-type stopwatch struct {
-	epoch time.Time
-	began *atomic.Int64 // ns since epoch; 0: nothing is under way
-}
-
-func newStopwatch() stopwatch { return stopwatch{epoch: time.Now(), began: new(atomic.Int64)} }
-
-func (w stopwatch) begin() { w.began.Store(int64(time.Since(w.epoch)) | 1) }
-func (w stopwatch) end()   { w.began.Store(0) }
-
-func (w stopwatch) running() time.Duration {
-	began := w.began.Load()
-	if began == 0 {
-		return 0
-	}
-	return time.Since(w.epoch) - time.Duration(began)
 }

@@ -140,6 +140,23 @@ func openFileLayer(gen *generation) (f *fileLayer, err error) {
 	return f, nil
 }
 
+// fileNow is the state file as it is now, with a transaction of its own.
+func (f *FSM) fileNow() (*fileLayer, func(), error) {
+	f.mu.RLock()
+	gen := f.gen
+	ok := !f.closed && gen.acquire()
+	f.mu.RUnlock()
+	if !ok {
+		return nil, nil, ErrClosed
+	}
+	file, err := openFileLayer(gen)
+	if err != nil {
+		gen.release()
+		return nil, nil, err
+	}
+	return file, func() { file.close(); gen.release() }, nil
+}
+
 func (f *fileLayer) close() { _ = f.tx.Rollback() } // it only ever fails for a closed transaction
 
 // get reads and checks a row. Damage panics with a *CorruptError: see FSM.guard.

@@ -10,8 +10,7 @@ import (
 	"github.com/abacusdb/abacus/fsm/command"
 )
 
-// The commands on keys. Each has been validated, its slot is owned and the
-// transaction is open. What they answer and refuse follows Redis.
+// The commands on keys. Each has been validated and its slot is owned. What they answer and refuse follows Redis.
 
 func (a *applier) doSet(c *command.Command) command.Result {
 	key := c.Keys[0]

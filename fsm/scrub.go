@@ -85,20 +85,3 @@ func (f *FSM) scrubRest() error {
 	}
 	return nil
 }
-
-// fileNow is the state file as it is now, with a transaction of its own.
-func (f *FSM) fileNow() (*fileLayer, func(), error) {
-	f.mu.RLock()
-	gen := f.gen
-	ok := !f.closed && gen.acquire()
-	f.mu.RUnlock()
-	if !ok {
-		return nil, nil, ErrClosed
-	}
-	file, err := openFileLayer(gen)
-	if err != nil {
-		gen.release()
-		return nil, nil, err
-	}
-	return file, func() { file.close(); gen.release() }, nil
-}

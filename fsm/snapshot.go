@@ -56,37 +56,28 @@ func (s *snapshot) Release() {}
 // size is exact. index is what the file was applied up to: at or above the durable
 // index before the call. The caller closes r, however far it read.
 func (f *FSM) OpenStream() (size int64, index uint64, r io.ReadCloser, err error) {
-	f.mu.RLock()
-	gen := f.gen
-	ok := !f.closed && gen.acquire()
-	f.mu.RUnlock()
-	if !ok {
-		return 0, 0, nil, fmt.Errorf("open state stream: %w", ErrClosed)
-	}
-	tx, err := gen.db.Begin(false)
+	file, release, err := f.fileNow()
 	if err != nil {
-		gen.release()
 		return 0, 0, nil, fmt.Errorf("open state stream: %w", err)
 	}
-	h, err := readHeader(tx, gen.path)
+	h, err := readHeader(file.tx, file.path)
 	if err != nil {
-		_ = tx.Rollback()
-		gen.release()
+		release()
 		return 0, 0, nil, fmt.Errorf("open state stream: %w", err)
 	}
 	pr, pw := io.Pipe()
-	s := &stream{PipeReader: pr, gen: gen, tx: tx, ended: make(chan struct{})}
+	s := &stream{PipeReader: pr, tx: file.tx, release: release, ended: make(chan struct{})}
 	go s.run(pw)
-	return streamHead + tx.Size() + streamTail, h.applied, s, nil
+	return streamHead + file.tx.Size() + streamTail, h.applied, s, nil
 }
 
 // stream is the reading end; run, in its own goroutine, is the writing one.
 type stream struct {
 	*io.PipeReader
-	gen   *generation
-	tx    *bolt.Tx
-	ended chan struct{}
-	once  sync.Once
+	tx      *bolt.Tx
+	release func() // ends tx
+	ended   chan struct{}
+	once    sync.Once
 }
 
 func (s *stream) run(w *io.PipeWriter) {
@@ -111,8 +102,7 @@ func (s *stream) Close() error {
 	s.once.Do(func() {
 		_ = s.PipeReader.Close() // documented never to fail; it ends run's next write
 		<-s.ended
-		_ = s.tx.Rollback() // it only ever fails for a closed transaction
-		s.gen.release()
+		s.release()
 	})
 	return nil
 }

@@ -156,7 +156,8 @@ var endpoints = map[string]string{
 	"GET /metrics": "for Prometheus",
 
 	"GET /v1/status":                    "nodes, shards, replicas, problems",
-	"GET, PUT, DELETE /v1/kv/{key}":     "a value, raw; PUT ?ttl=10s, If-None-Match: *",
+	"GET, PUT, DELETE /v1/kv/{key}":     "a value, raw; PUT ?ttl=10s, If-None-Match: *; GET ?consistency=stale",
+	"POST /v1/sessions":                 "a session, to number writes in (Abacus-Session, Abacus-Seq)",
 	"GET, POST /v1/jobs":                "all jobs; submit one",
 	"GET, DELETE /v1/jobs/{id}":         "a job's record; cancel it",
 	"GET /v1/jobs/{id}/result?wait=10s": "its record when it has ended",

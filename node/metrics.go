@@ -106,14 +106,12 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descAsked, reads.Messages)
 	count(descUnheard, reads.Unanswered)
 	for _, st := range c.n.host.all() {
-		ch <- prometheus.MustNewConstMetric(descRepeats, prometheus.CounterValue, float64(st.Repeats()), strconv.FormatUint(uint64(st.Shard()), 10))
-	}
-	for _, st := range c.n.host.all() {
 		s, shard := st.Status(), strconv.FormatUint(uint64(st.Shard()), 10)
 		gauge(descOverlay, float64(s.OverlayBytes), shard)
 		gauge(descHeld, flag(s.Held), shard)
-		ch <- prometheus.MustNewConstMetric(descHolds, prometheus.CounterValue, float64(s.Holds), shard)
-		ch <- prometheus.MustNewConstMetric(descNoRoom, prometheus.CounterValue, float64(s.RefusedFull), shard)
+		count(descHolds, s.Holds, shard)
+		count(descNoRoom, s.RefusedFull, shard)
+		count(descRepeats, st.Repeats(), shard)
 	}
 	disk := c.n.space.now.Load()
 	gauge(descDiskFree, float64(disk.free))

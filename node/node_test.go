@@ -103,7 +103,12 @@ func untilBalanced(t *testing.T, n *Node) {
 // three starts a cluster of three nodes.
 func three(t *testing.T) (nodes []*Node, cfgs []Config) {
 	t.Helper()
-	for i := range 3 {
+	return several(t, 3)
+}
+
+func several(t *testing.T, n int) (nodes []*Node, cfgs []Config) {
+	t.Helper()
+	for i := range n {
 		cfg := testConfig(t, fmt.Sprintf("n%d", i+1))
 		if i == 0 {
 			cfg.Bootstrap = true
@@ -295,14 +300,8 @@ func TestRefusals(t *testing.T) {
 
 // A joiner whose answer got lost asks again and is the same node.
 func TestJoinTwice(t *testing.T) {
-	cfg := testConfig(t, "n1")
-	cfg.Bootstrap = true
-	n1 := open(t, cfg)
-	untilHealthy(t, n1)
-	cfg2 := testConfig(t, "n2")
-	cfg2.Join = []string{n1.Addrs().Peer}
-	n2 := open(t, cfg2)
-	untilHealthy(t, n1, n2)
+	nodes, _ := several(t, 2)
+	n1, n2 := nodes[0], nodes[1]
 	epoch := n1.Router().Map().Epoch
 	m, err := n2.askToJoin(t.Context(), n1.Addrs().Peer)
 	if err != nil || m.Epoch != epoch {

@@ -216,9 +216,9 @@ func (n *Node) reseed(ctx context.Context, sh sharding.Shard, e repair) error {
 		}
 	}
 	leader := n.leaderOf(sh.ID)
-	slices.SortStableFunc(peers, func(a, b sharding.NodeID) int {
-		return map[bool]int{true: 0, false: 1}[a == leader] - map[bool]int{true: 0, false: 1}[b == leader]
-	})
+	if i := slices.Index(peers, leader); i > 0 {
+		peers = slices.Insert(slices.Delete(peers, i, i+1), 0, leader)
+	}
 	if len(peers) == 0 {
 		peers = append(peers, "") // the log alone may do
 	}
@@ -349,26 +349,21 @@ func (n *Node) decideReturn(ctx context.Context, m sharding.Map, known sharding.
 	if err := n.reachable(ctx, req); err != nil {
 		return m, false, err
 	}
-	// Every reason that will not pass is named before any that may.
-	var errs []error
+	// A reason that will not pass is named before any that may.
+	var why error
 	for _, sh := range m.Shards {
-		if _, ok := sh.On(known.ID); ok {
-			if err := n.maySpare(sh, known.ID); err != nil {
-				errs = append(errs, err)
-			}
+		if _, ok := sh.On(known.ID); !ok {
+			continue
+		}
+		if err := n.maySpare(sh, known.ID); why == nil || err != nil && transport.CodeOf(err) == transport.CodeRefused {
+			why = err
+		}
+		if why != nil && transport.CodeOf(why) == transport.CodeRefused {
+			break
 		}
 	}
-	slices.SortStableFunc(errs, func(a, b error) int {
-		final := func(err error) int {
-			if transport.CodeOf(err) == transport.CodeRefused {
-				return 0
-			}
-			return 1
-		}
-		return final(a) - final(b)
-	})
-	if len(errs) > 0 {
-		return m, false, transport.Errorf(transport.CodeOf(errs[0]), "the id %q belongs to a node that had another data directory, and it cannot be replaced: %s", known.ID, detail(errs[0]))
+	if why != nil {
+		return m, false, transport.Errorf(transport.CodeOf(why), "the id %q belongs to a node that had another data directory, and it cannot be replaced: %s", known.ID, detail(why))
 	}
 	if next, err = sharding.PlanReturn(m, req.Node); err != nil {
 		return m, false, transport.Errorf(transport.CodeRefused, "%v", err)

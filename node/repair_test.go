@@ -368,14 +368,8 @@ func TestRepairMaySpare(t *testing.T) {
 
 // With two nodes neither can be done without.
 func TestRepairWipedNodeOfTwo(t *testing.T) {
-	cfg := testConfig(t, "n1")
-	cfg.Bootstrap = true
-	n1 := open(t, cfg)
-	untilHealthy(t, n1)
-	cfg2 := testConfig(t, "n2")
-	cfg2.Join = []string{n1.Addrs().Peer}
-	n2 := open(t, cfg2)
-	untilHealthy(t, n1, n2)
+	nodes, _ := several(t, 2)
+	n1, n2 := nodes[0], nodes[1]
 	m := n1.Router().Map()
 	known, _ := m.Node("n2")
 	known.Instance = "new"

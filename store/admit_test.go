@@ -249,17 +249,17 @@ func TestTakeLight(t *testing.T) {
 		}
 	}
 	light = append(light[:4:4], light[5:]...)
-	batch, cmds := q.takeLight(3 * light[0].size)
+	batch, cmds := q.take(3*light[0].size, true)
 	if len(batch) != 3 || len(cmds) != 3 || batch[0] != light[0] {
 		t.Fatalf("took %d", len(batch))
 	}
-	if batch, _ = q.takeLight(1 << 20); len(batch) != 6 || q.light != 0 {
+	if batch, _ = q.take(1<<20, true); len(batch) != 6 || q.light != 0 {
 		t.Fatalf("took %d, %d left", len(batch), q.light)
 	}
-	if batch, _ = q.takeLight(1 << 20); batch != nil {
+	if batch, _ = q.take(1<<20, true); batch != nil {
 		t.Fatal("took what is not light")
 	}
-	if batch, _ = q.take(1 << 20); len(batch) != 10 || batch[0] != heavy[0] || q.live != 0 || q.bytes != 0 {
+	if batch, _ = q.take(1<<20, false); len(batch) != 10 || batch[0] != heavy[0] || q.live != 0 || q.bytes != 0 {
 		t.Fatalf("took %d, left %d of %d bytes", len(batch), q.live, q.bytes)
 	}
 }

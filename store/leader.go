@@ -121,11 +121,7 @@ func (l *leadership) run() {
 		over := l.overlayFull()
 		l.hold(over)
 		for inFlight < maxInFlight {
-			take := l.queue.take
-			if over {
-				take = l.queue.takeLight
-			}
-			batch, cmds := take(maxBatchBytes)
+			batch, cmds := l.queue.take(maxBatchBytes, over)
 			if len(batch) == 0 {
 				break
 			}

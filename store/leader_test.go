@@ -69,21 +69,21 @@ func TestQueue(t *testing.T) {
 	if !q.forget(b) || q.forget(b) {
 		t.Error("a queued proposal can be forgotten once")
 	}
-	batch, cmds := q.take(200)
+	batch, cmds := q.take(200, false)
 	if len(batch) != 1 || batch[0] != a || len(cmds) != 1 {
 		t.Fatalf("took %d proposals", len(batch))
 	}
 	if q.forget(a) {
 		t.Error("forgot what was taken")
 	}
-	batch, _ = q.take(200)
+	batch, _ = q.take(200, false)
 	if len(batch) != 1 || batch[0] != c {
 		t.Fatal("a proposal over the size of an entry goes alone")
 	}
-	if batch, _ = q.take(200); len(batch) != 1 || batch[0] != d {
+	if batch, _ = q.take(200, false); len(batch) != 1 || batch[0] != d {
 		t.Fatal("the last one")
 	}
-	if batch, _ = q.take(200); batch != nil || q.live != 0 || q.bytes != 0 {
+	if batch, _ = q.take(200, false); batch != nil || q.live != 0 || q.bytes != 0 {
 		t.Fatalf("left: %d proposals, %d bytes", q.live, q.bytes)
 	}
 	big := sized(maxQueueBytes + 1)
@@ -125,7 +125,7 @@ func TestQueueModel(t *testing.T) {
 				model = append(model[:i:i], model[i+1:]...)
 			}
 		case 3:
-			batch, _ := q.take(r.IntN(300))
+			batch, _ := q.take(r.IntN(300), false)
 			for i, p := range batch {
 				if i >= len(model) || model[i] != p {
 					t.Fatal("out of order")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -242,15 +243,18 @@ func (q *queue) push(p *proposal) error {
 	return nil
 }
 
-// take removes the oldest proposals up to a size, at least one, and joins their commands.
-func (q *queue) take(maxBytes int) ([]*proposal, []command.Command) {
+// take removes the oldest proposals up to a size, at least one, and joins their commands:
+// of all, or with light of those that add nothing. They pass others, which nobody can
+// tell: all of them are still unanswered.
+func (q *queue) take(maxBytes int, light bool) (batch []*proposal, cmds []command.Command) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var batch []*proposal
-	n, size, commands := 0, 0, 0
-	for ; n < len(q.items); n++ {
-		p := q.items[n]
-		if !p.queued {
+	size, commands := 0, 0
+	for _, p := range q.items {
+		if light && q.light == 0 {
+			break
+		}
+		if !p.queued || light && !p.light {
 			continue
 		}
 		if len(batch) > 0 && size+p.size > maxBytes {
@@ -264,54 +268,25 @@ func (q *queue) take(maxBytes int) ([]*proposal, []command.Command) {
 			q.light--
 		}
 	}
-	if n == len(q.items) {
+	q.live -= len(batch)
+	q.bytes -= size
+	// What was taken from the middle, push clears away.
+	n := slices.IndexFunc(q.items, func(p *proposal) bool { return p.queued })
+	if n < 0 {
 		clear(q.items)
 		q.items = q.items[:0]
 	} else {
 		clear(q.items[:n])
 		q.items = q.items[n:]
 	}
-	q.live -= len(batch)
-	q.bytes -= size
-	return batch, joined(batch, commands)
-}
-
-// joined are the commands of a batch of proposals.
-func joined(batch []*proposal, commands int) []command.Command {
 	if len(batch) == 0 {
-		return nil
+		return nil, nil
 	}
-	cmds := make([]command.Command, 0, commands)
+	cmds = make([]command.Command, 0, commands)
 	for _, p := range batch {
 		cmds = append(cmds, p.cmds...)
 	}
-	return cmds
-}
-
-// takeLight is take for those that add nothing. They pass others, which nobody can
-// tell: all of them are still unanswered.
-func (q *queue) takeLight(maxBytes int) ([]*proposal, []command.Command) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var batch []*proposal
-	size, commands := 0, 0
-	for i := 0; i < len(q.items) && q.light > 0; i++ {
-		p := q.items[i]
-		if !p.queued || !p.light {
-			continue
-		}
-		if len(batch) > 0 && size+p.size > maxBytes {
-			break
-		}
-		p.queued = false // push clears it away
-		q.light--
-		batch = append(batch, p)
-		size += p.size
-		commands += len(p.cmds)
-	}
-	q.live -= len(batch)
-	q.bytes -= size
-	return batch, joined(batch, commands)
+	return batch, cmds
 }
 
 // forget takes a proposal out; false if it is not in the queue any more.

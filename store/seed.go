@@ -117,9 +117,7 @@ func (r seedRequest) encode() []byte {
 
 func decodeSeedRequest(frame []byte) (r seedRequest, err error) {
 	d := decoder{buf: frame}
-	if v := d.u8(); d.err == nil && v != wireVersion {
-		return r, fmt.Errorf("version %d, this program knows %d", v, wireVersion)
-	}
+	d.version()
 	r = seedRequest{shard: d.u32(), attempt: d.u64(), min: d.u64()}
 	return r, d.end()
 }
@@ -187,10 +185,11 @@ func (s *Store) sendSeed(ctx context.Context, to string, req seedRequest) error 
 
 func (n *Net) onSeedState(ctx context.Context, from string, header []byte, body io.Reader, _ int64) ([]byte, error) {
 	d := decoder{buf: header}
-	version, attempt := d.u8(), d.u64()
+	d.version()
+	attempt := d.u64()
 	in := &seedStream{index: d.u64(), meta: d.bytes(), done: make(chan error, 1)}
-	if err := d.end(); err != nil || version != wireVersion {
-		return nil, badFrame(fmt.Errorf("state copy, version %d: %w", version, errWire))
+	if err := d.end(); err != nil {
+		return nil, badFrame(fmt.Errorf("state copy: %w", err))
 	}
 	n.seeds.mu.Lock()
 	want := n.seeds.expected[attempt]

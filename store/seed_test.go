@@ -32,6 +32,16 @@ func (n *node) reseed(peer string) error {
 	return Reseed(bg(n.c.t), cfg, "test", peer)
 }
 
+// mend re-seeds the replica from its leader, and starts it.
+func (n *node) mend() {
+	n.c.t.Helper()
+	if err := n.reseed(n.c.waitLeader().id); err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.start()
+	n.c.converge()
+}
+
 // damageState overwrites both of bbolt's meta pages.
 func (n *node) damageState() {
 	n.c.t.Helper()
@@ -353,11 +363,7 @@ func TestRepairStateCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantDamage(DamageState)
-	if err := f.reseed(c.waitLeader().id); err != nil {
-		t.Fatal(err)
-	}
-	f.start()
-	c.converge()
+	f.mend()
 }
 
 // Damage that was found while the replica ran is marked beside the file, which may look
@@ -376,11 +382,7 @@ func TestRepairMarkedState(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantDamage(DamageState)
-	if err := f.reseed(c.waitLeader().id); err != nil {
-		t.Fatal(err)
-	}
-	f.start()
-	c.converge()
+	f.mend()
 }
 
 // A single replica whose log is whole makes its state from that.

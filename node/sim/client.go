@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,7 +74,7 @@ func (k *keys) make(shard sharding.ShardID) string {
 	defer k.mu.Unlock()
 	for len(k.spare[shard]) == 0 {
 		k.n++
-		key := "k" + itoa(k.n)
+		key := "k" + strconv.Itoa(k.n)
 		_, s := k.router.Locate([]byte(key))
 		k.spare[s] = append(k.spare[s], key)
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 
@@ -80,7 +81,7 @@ func (cs *counters) ask(c *counter, read bool) ask {
 
 func (cs *counters) wrongf(format string, args ...any) {
 	if len(cs.wrong) < 20 {
-		cs.wrong = append(cs.wrong, sprintf(format, args...))
+		cs.wrong = append(cs.wrong, fmt.Sprintf(format, args...))
 	}
 }
 

@@ -2,7 +2,9 @@ package sim
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -67,7 +69,7 @@ func (ls *lists) next(_ *rand.Rand, shard sharding.ShardID, read bool) ask {
 		}}
 	}
 	ls.tokens++
-	name := itoa(ls.tokens) + ";"
+	name := strconv.Itoa(ls.tokens) + ";"
 	t := &token{o: uncertain}
 	l.tokens[name] = t
 	return ask{on(command.OpAppend, l.key, name), func(o outcome, r command.Result) {
@@ -102,7 +104,7 @@ func (ls *lists) check(f *failure) int {
 
 func (l *list) check(f *failure) {
 	wrong := func(format string, args ...any) {
-		f.add("list %s of shard %d: %s", l.key, l.shard, sprintf(format, args...))
+		f.add("list %s of shard %d: %s", l.key, l.shard, fmt.Sprintf(format, args...))
 		f.save("list-"+l.key+".txt", l.end)
 	}
 	if !l.read {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -287,7 +288,7 @@ func (n *nemesis) members(rng *rand.Rand) {
 	grow := len(free) > 0 && (len(sh.Replicas) < n.c.opt.Replicas || len(sh.Replicas) == n.c.opt.Replicas && rng.IntN(2) == 0)
 	if grow {
 		to := free[rng.IntN(len(free))]
-		sh.Replicas = append(sh.Replicas, sharding.Replica{ID: to + "." + itoa(int(next.Epoch)), Node: to})
+		sh.Replicas = append(sh.Replicas, sharding.Replica{ID: to + "." + strconv.Itoa(int(next.Epoch)), Node: to})
 	} else {
 		i := rng.IntN(len(sh.Replicas))
 		sh.Replicas = slices.Delete(sh.Replicas, i, i+1)

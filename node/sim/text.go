@@ -1,13 +1,6 @@
 package sim
 
-import (
-	"fmt"
-	"strconv"
-)
-
-func sprintf(format string, args ...any) string { return fmt.Sprintf(format, args...) }
-
-func itoa(n int) string { return strconv.Itoa(n) }
+import "strconv"
 
 // atoi reads a counter; no value is 0.
 func atoi(b []byte) (int64, bool) {
