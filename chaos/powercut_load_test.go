@@ -3,6 +3,7 @@
 package chaos_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -225,12 +226,13 @@ type powerValue struct {
 
 // readPowerValues asks for those of the names that are not found yet. It returns
 // the last error, of some keys or of all.
-func readPowerValues(addr string, names []string, found map[string]powerValue) error {
+func readPowerValues(ctx context.Context, addr string, names []string, found map[string]powerValue) error {
 	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	replies := resp.NewReplyReader(conn, resp.ReplyLimits{})
 	var last error
 	const batch = 64

@@ -63,7 +63,7 @@ func cutsWanted(t *testing.T) int {
 func cutsOfThree(all int) int { return all / 5 }
 
 func testPowerCuts(t *testing.T, cfg powerCuts) {
-	cfg.Abacusd, cfg.Seed, cfg.Log = abacusd, rand.Uint64(), t.Logf
+	cfg.Abacusd, cfg.Seed, cfg.Patience, cfg.Log = abacusd, rand.Uint64(), time.Minute, t.Logf
 	if text := os.Getenv("ABACUS_SEED"); text != "" {
 		var err error
 		if cfg.Seed, err = strconv.ParseUint(text, 10, 64); err != nil {
@@ -114,7 +114,9 @@ type powerCuts struct {
 	// and Cuts how many cuts they share.
 	Nodes, Shards, Lanes, Cuts int
 	Seed                       uint64
-	Log                        func(format string, args ...any)
+	// Patience is how long a cluster may take, after a start, until it answers for every key.
+	Patience time.Duration
+	Log      func(format string, args ...any)
 }
 
 // finding is a fault of the database: damage, or a write lost or invented. Other
@@ -466,7 +468,6 @@ func (l *powerLane) start() error {
 
 // look waits until the cluster answers for every key, and judges the answers.
 func (l *powerLane) look(ctx context.Context) error {
-	const limit = time.Minute
 	began := time.Now()
 	var names []string
 	for _, w := range l.writers {
@@ -482,7 +483,7 @@ func (l *powerLane) look(ctx context.Context) error {
 	for len(found) < len(names) {
 		n := l.cluster.Nodes()[l.rng.IntN(l.cfg.Nodes)]
 		before := len(found)
-		last = readPowerValues(n.Addrs().Client, names, found)
+		last = readPowerValues(ctx, n.Addrs().Client, names, found)
 		if len(found) > before {
 			continue
 		}
@@ -494,11 +495,11 @@ func (l *powerLane) look(ctx context.Context) error {
 				}
 			}
 		}
-		if time.Since(began) > limit {
-			return l.fault("%d of %d keys cannot be read %v after a start, because: %v", len(names)-len(found), len(names), limit, last)
-		}
 		if ctx.Err() != nil {
 			return nil
+		}
+		if waited := time.Since(began); waited > l.cfg.Patience {
+			return l.fault("%d of %d keys cannot be read %v after a start, because: %v", len(names)-len(found), len(names), waited.Round(time.Second), last)
 		}
 		time.Sleep(20 * time.Millisecond) // between two polls of a node that starts
 	}
