@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/abacusdb/abacus/bench/peers/internal/dataset"
+)
+
+// etcdDriver runs upstream etcd with its default settings (fsync on).
+type etcdDriver struct {
+	p    Procs
+	eps  []string
+	ctrl []*clientv3.Client
+}
+
+func (d *etcdDriver) Procs() *Procs { return &d.p }
+
+func (d *etcdDriver) Start(cfg Config) error {
+	ports := freePorts(2 * cfg.Nodes)
+	var init []string
+	for i := range cfg.Nodes {
+		init = append(init, fmt.Sprintf("n%d=http://127.0.0.1:%d", i, ports[2*i+1]))
+	}
+	for i := range cfg.Nodes {
+		c := fmt.Sprintf("http://127.0.0.1:%d", ports[2*i])
+		pe := fmt.Sprintf("http://127.0.0.1:%d", ports[2*i+1])
+		d.eps = append(d.eps, c)
+		if err := d.p.add(cfg.Dir, filepath.Join(cfg.Bin, "etcd"), "--name", fmt.Sprintf("n%d", i), "--data-dir", filepath.Join(cfg.Dir, fmt.Sprintf("n%d", i)),
+			"--listen-client-urls", c, "--advertise-client-urls", c, "--listen-peer-urls", pe, "--initial-advertise-peer-urls", pe,
+			"--initial-cluster", strings.Join(init, ","), "--initial-cluster-state", "new", "--log-level", "error",
+			"--quota-backend-bytes", "8589934592"); err != nil {
+			return err
+		}
+	}
+	for i := range d.eps {
+		c, err := d.dial(i)
+		if err != nil {
+			return err
+		}
+		d.ctrl = append(d.ctrl, c)
+	}
+	return retry(20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := d.ctrl[0].Put(ctx, "ready", "1")
+		return err
+	})
+}
+
+func (d *etcdDriver) dial(i int) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{d.eps[i]}, Logger: zap.NewNop()})
+}
+
+func (d *etcdDriver) Leader() int {
+	for i, c := range d.ctrl {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		st, err := c.Status(ctx, d.eps[i])
+		cancel()
+		if err == nil && st.Leader == st.Header.MemberId {
+			return i
+		}
+	}
+	return -1
+}
+
+func (d *etcdDriver) Connect(i, node int) (Client, error) {
+	if node < 0 {
+		node = i % len(d.eps)
+	}
+	c, err := d.dial(node)
+	return etcdClient{c}, err
+}
+
+type etcdClient struct{ c *clientv3.Client }
+
+func (c etcdClient) Close() { c.c.Close() }
+func (c etcdClient) Put(ctx context.Context, k string, v []byte) error {
+	_, err := c.c.Put(ctx, k, string(v))
+	return err
+}
+
+func (c etcdClient) Get(ctx context.Context, k string, stale bool) error {
+	var o []clientv3.OpOption
+	if stale {
+		o = append(o, clientv3.WithSerializable())
+	}
+	r, err := c.c.Get(ctx, k, o...)
+	if err == nil && len(r.Kvs) != 1 {
+		return errMissing
+	}
+	return err
+}
+
+func (c etcdClient) Range(ctx context.Context, from string, n int, f func(string, []byte)) (int, error) {
+	r, err := c.c.Get(ctx, from, clientv3.WithRange("l"), clientv3.WithLimit(int64(n)))
+	if err != nil {
+		return 0, err
+	}
+	if f != nil {
+		for _, kv := range r.Kvs {
+			f(string(kv.Key), kv.Value)
+		}
+	}
+	return len(r.Kvs), nil
+}
+
+// Load puts 100 records a transaction.
+func (d *etcdDriver) Load(ctx context.Context, n int, key func(int) string, rec func(int) []byte) error {
+	c := d.ctrl[max(d.Leader(), 0)]
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	errs := make(chan error, 32)
+	for range 32 {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(100)) - 100
+				if i >= n {
+					return
+				}
+				var ops []clientv3.Op
+				for j := i; j < min(i+100, n); j++ {
+					ops = append(ops, clientv3.OpPut(key(j), string(rec(j))))
+				}
+				if _, err := c.Txn(ctx).Then(ops...).Commit(); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return nil
+	}
+}
+
+func (d *etcdDriver) Tasks() []Task {
+	scan := func(parse func([]byte) int64, stale bool) func(context.Context) (int64, error) {
+		return func(ctx context.Context) (sum int64, err error) {
+			c := d.ctrl[max(d.Leader(), 0)]
+			from, rev := "k", int64(0)
+			for {
+				o := []clientv3.OpOption{clientv3.WithRange("l"), clientv3.WithLimit(10000), clientv3.WithRev(rev)}
+				if stale {
+					o = append(o, clientv3.WithSerializable())
+				}
+				r, err := c.Get(ctx, from, o...)
+				if err != nil {
+					return 0, err
+				}
+				rev = r.Header.Revision
+				for _, kv := range r.Kvs {
+					sum += parse(kv.Value)
+				}
+				if !r.More {
+					return sum, nil
+				}
+				from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+			}
+		}
+	}
+	return []Task{
+		{"client scan, pages of 10k, byte-scan parse", scan(dataset.ScanN, false)},
+		{"client scan, pages of 10k, encoding/json", scan(dataset.DecodeN, false)},
+	}
+}
