@@ -36,9 +36,11 @@ var rules = []rule{
 	{"fsm/planted", nil, nil, "bugs are planted in every layer, so what plants them depends on none"},
 	{"fsm", []string{"fsm/command", "fsm/planted"}, []string{"github.com/hashicorp/raft", "go.etcd.io/bbolt", "github.com/tidwall/btree"},
 		"apply depends on nothing but entries and its own file, or replicas diverge"},
-	{"store", []string{"fsm", "fsm/command", "fsm/planted", "transport"},
+	{"store", []string{"fsm", "fsm/command", "fsm/planted", "store/wal", "transport"},
 		[]string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2", "go.etcd.io/bbolt", "github.com/hashicorp/go-hclog", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-metrics/compat"},
 		"a replica knows its own group; what shards and jobs are is decided above it"},
+	{"store/wal", []string{"fsm/planted"}, []string{"github.com/hashicorp/raft"},
+		"a log of entries: whose they are and what is in them is decided above it"},
 	{"compute", []string{"compute/job", "sharding", "transport"}, []string{"github.com/tidwall/gjson"},
 		"jobs run on views that node hands in: no Raft and no storage, so that they are tested on a map"},
 	{"client", []string{"compute/job", "sharding", "fsm/command", "fsm/planted", "transport", "transport/resp"}, []string{"golang.org/x/sync/semaphore"},
@@ -65,7 +67,7 @@ var restricted = map[string]struct {
 	only []string
 	why  string
 }{
-	"github.com/hashicorp/raft":           {[]string{"fsm", "store", "node/sim"}, "one place starts Raft; fsm needs its Log and FSM types, the simulation's slow disk its stores"},
+	"github.com/hashicorp/raft":           {[]string{"fsm", "store", "store/wal", "node/sim"}, "one place starts Raft; fsm needs its Log and FSM types, the simulation's slow disk its stores"},
 	"github.com/hashicorp/raft-boltdb/v2": {[]string{"store"}, "the log's choice is the replica's"},
 	"go.etcd.io/bbolt":                    {[]string{"fsm", "store"}, "state is reached through views"},
 	"github.com/anishathalye/porcupine":   {[]string{"node/sim"}, "judging histories is for tests"},

@@ -1,0 +1,85 @@
+package wal
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// FS is the directory of a WAL. Tests have one that forgets what was not synced.
+// Names are of files in it; errors are those of package os.
+type FS interface {
+	// Names lists the files.
+	Names() ([]string, error)
+	// Open opens a file for reading and writing, or with create makes an empty one.
+	Open(name string, create bool) (File, error)
+	// Rename, Remove and the names of new files are durable after SyncDir only.
+	Rename(from, to string) error
+	Remove(name string) error
+	SyncDir() error
+}
+
+// File is an open file. Its methods may be called by several goroutines at once.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync makes what was written durable (fdatasync).
+	Sync() error
+	Size() (int64, error)
+	Close() error
+}
+
+// Dir is the FS of a directory, which exists.
+func Dir(path string) FS { return dir(path) }
+
+type dir string
+
+func (d dir) path(name string) string { return filepath.Join(string(d), name) }
+
+func (d dir) Names() ([]string, error) {
+	list, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(list))
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+func (d dir) Open(name string, create bool) (File, error) {
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE | os.O_EXCL
+	}
+	f, err := os.OpenFile(d.path(name), flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (d dir) Rename(from, to string) error { return os.Rename(d.path(from), d.path(to)) }
+func (d dir) Remove(name string) error     { return os.Remove(d.path(name)) }
+
+func (d dir) SyncDir() error {
+	f, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error { return datasync(f.File) }
+
+func (f osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}

@@ -1,0 +1,305 @@
+package wal
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
+
+// Name says whose log it is: a replica's, which is a new one in each of its lives.
+type Name struct {
+	Shard   uint32
+	Replica string
+}
+
+func (n Name) String() string { return fmt.Sprintf("shard-%d/%s", n.Shard, n.Replica) }
+
+// Log is one replica's log. It is a raft.LogStore, and takes what raft does: one
+// goroutine that appends and deletes the end, one that deletes the beginning, any
+// number that read.
+type Log struct {
+	w    *WAL
+	name Name
+	id   uint32
+
+	mu sync.RWMutex
+	// places are where the entries from base on lie; base is 0 while the log is empty.
+	base   uint64
+	places []place
+	// pending follow the places: accepted, and not on the disk yet.
+	pending []*raft.Log
+	// moved: base has risen since it was last written into the log. A crash brings back
+	// what was before it, which does no harm.
+	moved   bool
+	dropped bool
+
+	// The loop's own: defined says that the log's name is in the file.
+	defined bool
+}
+
+// place is where an entry's record lies.
+type place struct {
+	seg  *segment
+	off  uint32
+	size uint32
+}
+
+// segment is one file.
+type segment struct {
+	name string
+	segmentHeader
+	file File
+	// reading is held by readers, and for writing by whoever takes the file away.
+	reading sync.RWMutex
+	// live is how many bytes of entries in it some log still needs.
+	live atomic.Int64
+}
+
+var (
+	_ raft.LogStore          = (*Log)(nil)
+	_ raft.MonotonicLogStore = (*Log)(nil)
+)
+
+// Append is an append under way.
+type Append struct{ done chan error }
+
+// Wait returns when the entries are on the disk, or can no longer get there.
+func (a *Append) Wait() error {
+	err := <-a.done
+	a.done <- err // for the next who asks
+	return err
+}
+
+// StoreLogs appends entries and returns when they are on the disk.
+func (l *Log) StoreLogs(entries []*raft.Log) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	a, err := l.Append(entries)
+	if err != nil {
+		return err
+	}
+	return a.Wait()
+}
+
+// StoreLog appends one entry.
+func (l *Log) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+// Append accepts entries, at least one, which must follow the last, and must not change any more.
+// They can be read from now on, and are on the disk when Wait has returned nil: in
+// order, with everything that any log of the WAL has accepted before.
+func (l *Log) Append(entries []*raft.Log) (*Append, error) {
+	r := &request{log: l, op: opAppend, sizes: make([]uint32, len(entries)), done: make(chan error, 1)}
+	total := 0
+	for i, e := range entries {
+		n := entrySize(e)
+		if n > maxCommitBytes/2 {
+			return nil, fmt.Errorf("append to log %v: entry %d has %d bytes", l.name, e.Index, n)
+		}
+		r.sizes[i] = uint32(n)
+		total += n
+	}
+	r.records = make([]byte, 0, total)
+	for _, e := range entries {
+		r.records = appendEntry(r.records, recEntry, l.id, e)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.last() + 1
+	if next == 1 { // empty: any index will do
+		next = entries[0].Index
+	}
+	r.index = next
+	for i, e := range entries {
+		if e.Index != next+uint64(i) || e.Index == 0 {
+			return nil, fmt.Errorf("append to log %v: entry %d where %d should follow", l.name, e.Index, next+uint64(i))
+		}
+	}
+	if err := l.w.enqueue(r); err != nil {
+		return nil, err
+	}
+	if l.base == 0 {
+		l.base = next
+	}
+	l.pending = append(l.pending, entries...)
+	return &Append{done: r.done}, nil
+}
+
+// last is the last accepted index, 0 if the log is empty. The caller holds mu.
+func (l *Log) last() uint64 {
+	if n := len(l.places) + len(l.pending); n > 0 {
+		return l.base + uint64(n) - 1
+	}
+	return 0
+}
+
+// next is the index after the last entry that is on the disk. The caller holds mu.
+func (l *Log) next() uint64 { return l.base + uint64(len(l.places)) }
+
+// FirstIndex is 0 if the log is empty.
+func (l *Log) FirstIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.base, nil
+}
+
+// LastIndex is 0 if the log is empty.
+func (l *Log) LastIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.last(), nil
+}
+
+// IsMonotonic: a log may not have gaps, so raft deletes all of it when it installs a
+// snapshot.
+func (l *Log) IsMonotonic() bool { return true }
+
+// GetLog reads an entry. Its bytes are the caller's, unless the entry is not on the disk
+// yet: then they are shared, and nobody may change them.
+func (l *Log) GetLog(index uint64, e *raft.Log) error {
+	l.mu.RLock()
+	if last := l.last(); last == 0 || index < l.base || index > last {
+		l.mu.RUnlock()
+		return raft.ErrLogNotFound
+	}
+	if next := l.next(); index >= next {
+		*e = *l.pending[index-next]
+		l.mu.RUnlock()
+		return nil
+	}
+	p := l.places[index-l.base]
+	p.seg.reading.RLock() // before mu is free, or the file might be used anew
+	l.mu.RUnlock()
+	defer p.seg.reading.RUnlock()
+	b := make([]byte, p.size)
+	if _, err := p.seg.file.ReadAt(b, int64(p.off)); err != nil {
+		return fmt.Errorf("read entry %d of log %v: %s: %w", index, l.name, p.seg.name, err)
+	}
+	id, got, err := openEntry(b, p.seg.salt)
+	if err == nil && (id != l.id || got.Index != index) {
+		err = damaged("entry %d of log %d is at the place of entry %d of log %d", got.Index, id, index, l.id)
+	}
+	if err != nil {
+		return fmt.Errorf("read entry %d of log %v: %s at %d: %w", index, l.name, p.seg.name, p.off, err)
+	}
+	*e = got
+	return nil
+}
+
+// DeleteRange deletes the beginning, the end or all of the log. The end, and all, are
+// gone for good when it returns; the beginning may come back after a crash.
+func (l *Log) DeleteRange(lo, hi uint64) error {
+	l.mu.Lock()
+	last := l.last()
+	if last == 0 || hi < l.base || lo > last || lo > hi {
+		l.mu.Unlock()
+		return nil
+	}
+	r := &request{log: l, done: make(chan error, 1)}
+	switch {
+	case lo > l.base && hi < last:
+		l.mu.Unlock()
+		return fmt.Errorf("delete entries %d to %d of log %v, which has %d to %d: a hole", lo, hi, l.name, l.base, last)
+	case lo > l.base:
+		r.op, r.index = opTruncate, lo
+	case hi >= last:
+		r.op = opClear
+	default:
+		defer l.mu.Unlock()
+		if hi >= l.next() { // raft keeps entries behind what it has not applied yet
+			return fmt.Errorf("delete entries %d to %d of log %v: entries from %d on are not on the disk yet", lo, hi, l.name, l.next())
+		}
+		l.w.noteMoved(l)
+		l.moved = true
+		l.rise(hi + 1)
+		return nil
+	}
+	err := l.w.enqueue(r)
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return <-r.done
+}
+
+// rise drops the entries before base. The caller holds mu.
+func (l *Log) rise(base uint64) {
+	n := base - l.base
+	for _, p := range l.places[:n] {
+		if p.seg != nil { // nil while the log is read: it lay in a segment that is gone
+			p.seg.live.Add(-int64(p.size))
+		}
+	}
+	l.places, l.base = l.places[n:], base
+}
+
+// cut drops the entries from an index on, of those on the disk. The caller holds mu.
+func (l *Log) cut(index uint64) {
+	keep := index - l.base
+	for _, p := range l.places[keep:] {
+		if p.seg != nil {
+			p.seg.live.Add(-int64(p.size))
+		}
+	}
+	clear(l.places[keep:])
+	if l.places = l.places[:keep]; keep == 0 {
+		l.places = nil
+	}
+}
+
+// clear drops all entries that are on the disk. The caller holds mu.
+func (l *Log) clear() {
+	l.cut(l.base)
+	l.base, l.moved = 0, false
+}
+
+// landed is called by the loop when entries from index on are on the disk.
+func (l *Log) landed(index uint64, seg *segment, off int64, sizes []uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range sizes {
+		l.places = append(l.places, place{seg, uint32(off), n})
+		seg.live.Add(int64(n))
+		off += int64(n)
+	}
+	clear(l.pending[:len(sizes)])
+	if l.pending = l.pending[len(sizes):]; len(l.pending) == 0 {
+		l.pending = nil
+	}
+}
+
+// at is where an entry lies, if it is on the disk.
+func (l *Log) at(index uint64) (place, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if index < l.base || index >= l.next() {
+		return place{}, false
+	}
+	return l.places[index-l.base], true
+}
+
+// move says that an entry's copy lies elsewhere, unless the entry is gone meanwhile.
+func (l *Log) move(index uint64, from, to place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if index < l.base || index >= l.next() || l.places[index-l.base] != from {
+		return
+	}
+	l.places[index-l.base] = to
+	to.seg.live.Add(int64(to.size))
+	from.seg.live.Add(-int64(from.size))
+}
+
+// in lists the entries that lie in a segment.
+func (l *Log) in(seg *segment) (list []uint64) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for i, p := range l.places {
+		if p.seg == seg {
+			list = append(list, l.base+uint64(i))
+		}
+	}
+	return list
+}
