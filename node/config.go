@@ -76,6 +76,11 @@ type Config struct {
 	// process, and not return. Default: panic.
 	Fatal func(error)
 
+	// LogStore is the kind of log that new replicas here get: LogWAL (default) or LogBolt. A
+	// data directory keeps the kind that it was made with.
+	LogStore string
+	// SegmentBytes is the size of the log's files, for tests; 0: wal's default.
+	SegmentBytes int64
 	// CheckpointBytes and SnapshotEntries are when a shard's state is folded into its
 	// file and when its log is cut; 0: the store's defaults. Smaller costs speed. They are
 	// flags that the help does not list, so that tests of power cuts meet both often.
@@ -102,6 +107,7 @@ func DefaultConfig() Config {
 		MaxClients:      10_000,
 		MaxCommandBytes: 64 << 20,
 		StopTimeout:     10 * time.Second,
+		LogStore:        LogWAL,
 		DiskTimeout:     store.DefaultDiskTimeout,
 		ScrubInterval:   24 * time.Hour,
 		Version:         "dev",
@@ -138,6 +144,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxCommandBytes < 2<<20 || c.MaxCommandBytes > 64<<20 { // it must fit a log entry and a frame between nodes
 		fault("--max-command-bytes %d: want 2 MiB to 64 MiB (2097152 to 67108864)", c.MaxCommandBytes)
+	}
+	if c.LogStore != LogWAL && c.LogStore != LogBolt {
+		fault("--log-store %q: want %s or %s", c.LogStore, LogWAL, LogBolt)
 	}
 	if c.StopTimeout < 100*time.Millisecond || c.StopTimeout > 10*time.Minute {
 		fault("--stop-timeout %s: want 100ms to 10m", c.StopTimeout)

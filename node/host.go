@@ -141,6 +141,7 @@ func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) st
 		Node:     n.cfg.ID,
 		Dir:      dir,
 		Net:      n.net,
+		WAL:      n.wal,
 		Timing:   store.DefaultTiming(),
 		OnLeader: func(ctx context.Context, _ uint64) { n.lead(ctx, sh.ID) },
 		Log:      n.log,
@@ -180,7 +181,7 @@ func (n *Node) dropReplicas(ctx context.Context) (dropped bool) {
 		n.host.remove(st)
 		// Also if the node stops meanwhile: nobody else would close it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
-		err := errors.Join(st.Close(ctx), n.dir.removeReplica(s.Shard, s.Replica))
+		err := errors.Join(st.Close(ctx), n.dir.removeReplica(s.Shard, s.Replica), n.dropLog(s.Shard, s.Replica))
 		cancel()
 		if err != nil { // files may be left; its id never comes back
 			n.log.Warn("drop replica", "shard", s.Shard, "replica", s.Replica, "err", err)

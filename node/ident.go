@@ -22,7 +22,8 @@ import (
 //	LOCK            held while a process uses the directory
 //	ident.json      who this node is (ident)
 //	map             the newest shard map seen, a cache
-//	shard-N/ID/     one replica: raft.db, snapshots, state
+//	wal/            the log of all replicas (with LogBolt, each has its own in raft.db)
+//	shard-N/ID/     one replica: raft.db (term and vote), snapshots, state
 //
 // ident.json is the commit point of bootstrap and join: before it names a
 // cluster, nothing else in the directory counts.

@@ -35,6 +35,7 @@ import (
 	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/store/wal"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -47,6 +48,7 @@ type Node struct {
 	addrs   sharding.Addrs // advertised
 
 	dir       *dataDir
+	wal       *wal.WAL // nil with LogBolt
 	router    atomic.Pointer[sharding.Router]
 	transport transport.Transport
 	net       *store.Net
@@ -152,6 +154,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	// Before anything writes: a disk may hang from the first moment.
 	n.run(func(ctx context.Context) error { store.Watch(ctx, cfg.DiskTimeout, n.host.all, n.fatal); return nil })
 	n.run(n.runSpace)
+	if err := n.openWAL(); err != nil {
+		return nil, err
+	}
 	// Replicas before clients: a node without its replicas can only forward.
 	if err := n.openReplicas(ctx, n.Router().Map()); err != nil {
 		return nil, err
@@ -257,6 +262,9 @@ func (n *Node) Close() error {
 		}
 		if err := n.loops.Wait(); err != nil {
 			n.err = errors.Join(n.err, err)
+		}
+		if n.wal != nil { // after the stores, and the loops that may still open or repair one
+			n.err = errors.Join(n.err, n.closeWAL(ctx))
 		}
 		n.err = errors.Join(n.err, n.dir.close())
 		n.log.Info("stopped")

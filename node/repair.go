@@ -187,6 +187,9 @@ func (n *Node) letGo(e repair) error {
 	if err := n.dir.lose(e.shard, e.replica); err != nil {
 		return err
 	}
+	if err := n.dropLog(e.shard, e.replica); err != nil {
+		return err
+	}
 	n.repairs.drop(e.shard)
 	n.noteMapChanged()
 	return nil

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/store/wal"
 	"github.com/abacusdb/abacus/transport"
 	"github.com/abacusdb/abacus/transport/transporttest"
 )
@@ -67,6 +69,28 @@ type node struct {
 	net     *Net
 	store   *Store
 	gate    *gate
+	wal     *wal.WAL // of all its replicas' lives; nil: raft-boltdb
+}
+
+// logKind is the kind of log that the clusters of these tests have: make test
+// runs them with both.
+var logKind = cmp.Or(os.Getenv("ABACUS_TEST_LOG"), "wal")
+
+// log opens the node's log, which stays open while its replicas come and go.
+func (n *node) log() *wal.WAL {
+	n.c.t.Helper()
+	if logKind == "boltdb" || n.wal != nil {
+		return n.wal
+	}
+	dir := filepath.Join(n.c.dir, n.id+"-wal")
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		n.wal, err = wal.Open(wal.Dir(dir), wal.Config{SegmentBytes: 256 << 10, Fatal: stopProcess, Log: n.c.log})
+	}
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	return n.wal
 }
 
 // newCluster starts a shard with one replica and adds the others.
@@ -85,6 +109,9 @@ func newTappedCluster(t *testing.T, size int, edit func(n *node, cfg *Config), t
 		c.net.Heal()
 		for _, n := range c.nodes {
 			n.stop()
+			if n.wal != nil {
+				mustClose(t, n.wal)
+			}
 		}
 	})
 	for range size {
@@ -158,7 +185,7 @@ func (c *cluster) followers() (fs []*node) {
 func (n *node) config() Config {
 	cfg := Config{
 		Shard: 3, Replica: n.replica, Node: n.id, Dir: filepath.Join(n.c.dir, n.id), Timing: quick(),
-		InitialMmapSize: 1 << 20, Log: n.c.log.With("node", n.id),
+		InitialMmapSize: 1 << 20, Log: n.c.log.With("node", n.id), WAL: n.log(),
 		WrapLog: func(l raft.LogStore) raft.LogStore { n.gate = newGate(l); return n.gate },
 	}
 	if n.first {
@@ -359,6 +386,28 @@ func (g *gate) StoreLogs(ls []*raft.Log) error {
 	return g.LogStore.StoreLogs(ls)
 }
 
+// AppendAsync has entries on the disk when the gate is open, and readable before.
+func (g *gate) AppendAsync(ls []*raft.Log) (func() error, error) {
+	g.mu.Lock()
+	shut, fail := g.shut, g.fail
+	g.mu.Unlock()
+	if fail != nil {
+		return nil, fail
+	}
+	inner, ok := g.LogStore.(AsyncLog)
+	if !ok {
+		err := g.StoreLogs(ls)
+		return func() error { return nil }, err
+	}
+	wait, err := inner.AppendAsync(ls)
+	return func() error {
+		if shut != nil {
+			<-shut
+		}
+		return wait()
+	}, err
+}
+
 // openLog opens a real log in a new directory.
 func openLog(t *testing.T) (*logStore, *stableStore) {
 	t.Helper()
@@ -372,7 +421,7 @@ func openLog(t *testing.T) (*logStore, *stableStore) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newLogStore(db, path, stopProcess, slog.New(slog.DiscardHandler)), stable
+	return newLogStore(boltLog{db}, path, stopProcess, slog.New(slog.DiscardHandler)), stable
 }
 
 // stopProcess is what Config.Fatal is by default.

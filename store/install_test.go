@@ -383,7 +383,11 @@ func restartOver(t *testing.T, term uint64, logs []*raft.Log, snap *raft.Snapsho
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.StoreLogs(logs); err != nil {
+	cfg := n.config()
+	if err := cfg.entries(db).StoreLogs(logs); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Set([]byte(keyLog), []byte(cfg.logID())); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.SetUint64([]byte(keyCurrentTerm), term); err != nil {

@@ -33,7 +33,8 @@ type instance struct {
 // newInstance starts raft over the store's log and state.
 func newInstance(s *Store) (*instance, error) {
 	in := &instance{store: s, notify: make(chan bool), failed: make(chan string, 1), halting: make(chan struct{}), stopped: make(chan struct{})}
-	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.exclusive, s.log)
+	s.logs.ahead = in.needsOthers
+	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.logs.synced, s.exclusive, s.log)
 	in.peers.report = func() report { return report{overlay: s.fsm.OverlayBytes(), full: s.cfg.DiskFull()} }
 	s.snaps.floor = in.peers.floor
 	s.logs.emptied = func() {
@@ -82,6 +83,22 @@ func newInstance(s *Store) (*instance, error) {
 func startRaft(conf *raft.Config, s *Store, p *peers) (r *raft.Raft, err error) {
 	defer faultsAre(ErrLogDamaged, &err)()
 	return raft.NewRaft(conf, s.machine, s.logs, s.stable, s.snaps, p)
+}
+
+// needsOthers says whether raft leads here and cannot commit by its own vote alone. It is
+// called on raft's main loop, which is the one that changes both.
+func (in *instance) needsOthers() bool {
+	r := in.peers.raft.Load()
+	if r == nil || r.State() != raft.Leader {
+		return false
+	}
+	voters := 0
+	for _, srv := range r.GetConfiguration().Configuration().Servers {
+		if srv.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	return voters > 1
 }
 
 // reopen asks the supervisor for another instance in place of this one. It does not wait.

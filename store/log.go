@@ -4,59 +4,52 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 
 	"github.com/abacusdb/abacus/fsm/planted"
+	"github.com/abacusdb/abacus/store/wal"
 )
 
 // The cache spares a leader one read of each entry per follower, and everybody
 // the read before applying.
 const (
 	cacheEntries = 512
-	cacheBytes   = 4 << 20
+	cacheBytes   = 1 << 20
 )
 
-// openBolt opens the file of the log and the term. bbolt panics or faults on a
-// damaged file; here that is an error, for nothing runs yet that it could harm.
-func openBolt(path string) (db *raftboltdb.BoltStore, err error) {
-	defer faultsAre(fmt.Errorf("open raft log %s: %w", path, ErrLogDamaged), &err)()
-	if err := checkBolt(path); err != nil {
-		return nil, fmt.Errorf("open raft log %s: %w", path, err)
-	}
-	db, err = raftboltdb.New(raftboltdb.Options{
-		Path:   path,
-		NoSync: planted.Is(planted.NoSyncLog),
-		BoltOptions: &bbolt.Options{
-			// Another process has it: say so, rather than wait for ever.
-			Timeout: time.Second,
-			// A log frees pages with every compaction; writing the list of them at each
-			// commit would cost more than finding them again when a file this small opens.
-			NoFreelistSync: true,
-			FreelistType:   bbolt.FreelistMapType,
-		},
-	})
-	var sys syscall.Errno
-	//lint:ignore SA1019 its new home is another package, and the import rules name what this one may import
-	if err != nil && !errors.As(err, &sys) && !errors.Is(err, bbolt.ErrTimeout) {
-		// Neither the system nor the lock: it is what bbolt read.
-		return nil, fmt.Errorf("open raft log %s: %w: %w", path, ErrLogDamaged, err)
-	}
+// maxAhead is how many appends of a leader may be under way at once: raft has two entries
+// of ours in flight, and now and then one of its own.
+const maxAhead = 4
+
+// AsyncLog is a log that accepts entries before they are on the disk: they can be read at
+// once, and wait returns when they are there, with all that was accepted before.
+type AsyncLog interface {
+	raft.LogStore
+	AppendAsync(entries []*raft.Log) (wait func() error, err error)
+}
+
+// walLog is a replica's part of its node's log.
+type walLog struct{ *wal.Log }
+
+func (l walLog) AppendAsync(entries []*raft.Log) (func() error, error) {
+	a, err := l.Append(entries)
 	if err != nil {
-		return nil, fmt.Errorf("open raft log %s: %w", path, err)
+		return nil, err
 	}
-	return db, nil
+	return a.Wait, nil
 }
 
 // logStore is the log as raft sees it. Writes come from raft's main loop, and
 // deletions of old entries from its snapshot loop; never two at once, for store
-// lets no snapshot be taken while one is installed, and bbolt orders the rest.
+// lets no snapshot be taken while one is installed, and the log orders the rest.
+//
+// A leader sends entries to the others while its own disk writes them (Raft thesis 10.2.1). raft
+// takes StoreLogs' return for its own vote for the entries, so what others answer is kept from it until
+// they are on our disk as well (synced): what raft then counts as committed is on the disks of a majority.
 type logStore struct {
 	inner raft.LogStore
 	path  string
@@ -64,6 +57,9 @@ type logStore struct {
 	// fatal does not return.
 	fatal func(error)
 
+	// ahead says whether raft leads and needs more votes than its own; nil: it does not.
+	// Called on raft's main loop.
+	ahead func() bool
 	// emptied is called by the deletion that follows an install if raft's own idea
 	// of its last entry is wrong from then on (hazard R24). It blocks raft's main
 	// loop until the instance is told to end.
@@ -86,6 +82,14 @@ type logStore struct {
 	ring  [cacheEntries]raft.Log // entry i is at i % cacheEntries
 	bytes int
 	low   uint64 // entries below are not cached
+	// flights are the appends that are not on the disk yet, in order.
+	flights []flight
+}
+
+// flight is an append that raft does not wait for.
+type flight struct {
+	first uint64
+	done  chan struct{} // closed when it is on the disk
 }
 
 func newLogStore(inner raft.LogStore, path string, fatal func(error), log *slog.Logger) *logStore {
@@ -109,14 +113,7 @@ func (l *logStore) StoreLogs(logs []*raft.Log) error {
 	}
 	// An install is over once raft appends again.
 	l.installed.Store(0)
-	sealed := make([]*raft.Log, len(logs))
-	for i, entry := range logs {
-		sealed[i] = seal(entry)
-	}
-	writing := l.writing.begin()
-	err := l.inner.StoreLogs(sealed)
-	l.writing.end(writing)
-	if err != nil {
+	if err := l.store(logs); err != nil {
 		l.fatal(fmt.Errorf("raft log %s: store entries %d to %d: %w", l.path, logs[0].Index, logs[len(logs)-1].Index, err))
 		return err
 	}
@@ -127,6 +124,74 @@ func (l *logStore) StoreLogs(logs []*raft.Log) error {
 	}
 	l.mu.Unlock()
 	l.appendedEntries.Add(uint64(len(logs)))
+	return nil
+}
+
+func (l *logStore) store(logs []*raft.Log) error {
+	writing := l.writing.begin()
+	async, ok := l.inner.(AsyncLog)
+	if !ok || !l.mayRunAhead(logs) {
+		err := l.inner.StoreLogs(logs)
+		l.writing.end(writing)
+		return err
+	}
+	f := flight{first: logs[0].Index, done: make(chan struct{})}
+	l.mu.Lock()
+	l.flights = append(l.flights, f)
+	l.mu.Unlock()
+	wait, err := async.AppendAsync(logs)
+	if err != nil {
+		return err
+	}
+	go func() {
+		err := wait()
+		l.writing.end(writing)
+		if err != nil && !errors.Is(err, wal.ErrClosed) {
+			// Nobody is told that it is on the disk.
+			l.fatal(fmt.Errorf("raft log %s: store entries from %d on: %w", l.path, f.first, err))
+			return
+		}
+		l.land(f)
+	}()
+	return nil
+}
+
+// mayRunAhead says whether raft need not wait for the disk. The members that there are, a
+// majority of whom must have what is in the log, are on the disk before they count.
+func (l *logStore) mayRunAhead(logs []*raft.Log) bool {
+	if l.ahead == nil || !l.ahead() {
+		return false
+	}
+	for _, entry := range logs {
+		if entry.Type == raft.LogConfiguration {
+			return false
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.flights) < maxAhead
+}
+
+func (l *logStore) land(f flight) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flights = slices.DeleteFunc(l.flights, func(o flight) bool { return o.done == f.done })
+	close(f.done)
+}
+
+// synced returns a channel that is closed when entries up to an index are on the disk, nil if
+// they are.
+func (l *logStore) synced(index uint64) <-chan struct{} {
+	if planted.Is(planted.EarlyCommit) {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := len(l.flights) - 1; i >= 0; i-- {
+		if f := l.flights[i]; f.first <= index {
+			return f.done // and those before it: the log writes in order
+		}
+	}
 	return nil
 }
 
@@ -141,34 +206,42 @@ func (l *logStore) GetLog(index uint64, entry *raft.Log) error {
 	reading := l.reading.begin()
 	err := l.inner.GetLog(index, entry)
 	l.reading.end(reading)
-	if errors.Is(err, raft.ErrLogNotFound) {
+	switch {
+	case errors.Is(err, raft.ErrLogNotFound):
 		// Raft asks for it only to compare terms: nobody sends an entry whose
 		// predecessor he cannot read, but for the first.
 		if at, term := l.snapshotEnd(); at == index && at > 1 {
 			*entry = raft.Log{Index: at, Term: term, Type: raft.LogNoop}
 			return nil
 		}
-	}
-	if err == nil {
-		if err = unseal(index, entry); err != nil {
-			// To pass it on or to apply it would be to diverge.
-			l.fatal(fmt.Errorf("raft log: %w", err))
-		}
+	case err != nil:
+		// To go on without it, or with what else was read, would be to diverge.
+		l.fatal(fmt.Errorf("raft log %s: %w", l.path, err))
 	}
 	return err
 }
 
 func (l *logStore) DeleteRange(lo, hi uint64) error {
+	last := uint64(0)
+	first, err := l.inner.FirstIndex()
+	if err == nil {
+		last, err = l.inner.LastIndex()
+	}
 	l.mu.Lock()
-	// The cache must not outlive what it holds: a truncated suffix would be sent on.
-	clear(l.ring[:])
-	l.bytes, l.low = 0, 0
+	if lo <= first && hi < last {
+		l.low = max(l.low, hi+1)
+	} else {
+		// The cache must not outlive what it holds: a truncated suffix would be sent on.
+		clear(l.ring[:])
+		l.bytes, l.low = 0, 0
+	}
 	l.mu.Unlock()
 
-	writing := l.writing.begin()
-	err := l.inner.DeleteRange(lo, hi)
-	l.writing.end(writing)
-	first, last := uint64(0), uint64(0)
+	if err == nil {
+		writing := l.writing.begin()
+		err = l.inner.DeleteRange(lo, hi)
+		l.writing.end(writing)
+	}
 	if err == nil {
 		first, err = l.inner.FirstIndex()
 	}
@@ -214,169 +287,4 @@ func (l *logStore) remember(entry *raft.Log) {
 		}
 		l.low++
 	}
-}
-
-// Keys of raft's stable store, which it does not export.
-const (
-	keyCurrentTerm  = "CurrentTerm"
-	keyLastVoteTerm = "LastVoteTerm"
-	keyLastVoteCand = "LastVoteCand"
-	// keyVote is ours: a version byte, term (8 bytes) and candidate as one value.
-	keyVote = "Vote"
-)
-
-// voteVersion begins a stored vote.
-const voteVersion = 1
-
-// stableStore keeps the term and the vote.
-//
-// Raft writes a vote as two values. A crash between the two leaves the new term
-// with the old candidate, who then gets a vote that was never examined
-// (hazard R25). Here the term is held back and written with the candidate.
-type stableStore struct {
-	inner raft.StableStore
-	path  string
-	fatal func(error)
-
-	writing stopwatch // of a write under way
-
-	// rising is held, for writing, while the term rises, and for reading by a
-	// heartbeat that bypasses raft's main loop: see instance.fastHeartbeat.
-	rising sync.RWMutex
-	term   atomic.Uint64
-
-	mu       sync.Mutex
-	voteTerm uint64
-	voteCand []byte // nil: never voted
-	held     uint64 // LastVoteTerm waiting for its candidate
-}
-
-func newStableStore(inner raft.StableStore, path string, fatal func(error)) (*stableStore, error) {
-	s := &stableStore{inner: inner, path: path, fatal: fatal, writing: newStopwatch()}
-	term, err := inner.GetUint64([]byte(keyCurrentTerm))
-	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, fmt.Errorf("%w: read term: %w", ErrLogDamaged, err)
-	}
-	s.term.Store(term)
-	vote, err := inner.Get([]byte(keyVote))
-	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, fmt.Errorf("%w: read vote: %w", ErrLogDamaged, err)
-	}
-	if err == nil {
-		d := decoder{buf: vote}
-		version := d.u8()
-		s.voteTerm = d.u64()
-		if d.err != nil {
-			return nil, fmt.Errorf("%w: read vote: %d bytes are no vote", ErrLogDamaged, len(vote))
-		}
-		if version != voteVersion {
-			return nil, fmt.Errorf("read vote: it has format %d, this program knows format %d", version, voteVersion)
-		}
-		s.voteCand = append([]byte{}, d.buf...)
-	}
-	return s, nil
-}
-
-// voted says whether this replica ever voted.
-func (s *stableStore) voted() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.voteCand != nil
-}
-
-// write times a write, for Watch.
-func (s *stableStore) write(f func() error) error {
-	defer s.writing.end(s.writing.begin())
-	return f()
-}
-
-func (s *stableStore) SetUint64(key []byte, v uint64) error {
-	switch string(key) {
-	case keyCurrentTerm:
-		return s.setTerm(v)
-	case keyLastVoteTerm:
-		s.mu.Lock()
-		s.held = v
-		s.mu.Unlock()
-		return nil
-	}
-	if err := s.write(func() error { return s.inner.SetUint64(key, v) }); err != nil {
-		s.fatal(fmt.Errorf("raft votes %s: set %s: %w", s.path, key, err))
-		return err
-	}
-	return nil
-}
-
-func (s *stableStore) setTerm(v uint64) error {
-	// Before the lock: the fast path holds it for reading, and sets the term we have.
-	if v == s.term.Load() {
-		return nil
-	}
-	s.rising.Lock()
-	defer s.rising.Unlock()
-	if now := s.term.Load(); v < now {
-		// Elections are only safe, and reads only fresh, if this never happens.
-		err := fmt.Errorf("raft votes %s: term falls from %d to %d", s.path, now, v)
-		s.fatal(err)
-		return err
-	} else if v == now {
-		return nil
-	}
-	if err := s.write(func() error { return s.inner.SetUint64([]byte(keyCurrentTerm), v) }); err != nil {
-		s.fatal(fmt.Errorf("raft votes %s: set term %d: %w", s.path, v, err))
-		return err
-	}
-	s.term.Store(v)
-	return nil
-}
-
-func (s *stableStore) GetUint64(key []byte) (uint64, error) {
-	switch string(key) {
-	case keyCurrentTerm:
-		return s.term.Load(), nil
-	case keyLastVoteTerm:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.voteTerm, nil
-	}
-	return s.inner.GetUint64(key)
-}
-
-func (s *stableStore) Set(key, v []byte) error {
-	if string(key) != keyLastVoteCand {
-		if err := s.write(func() error { return s.inner.Set(key, v) }); err != nil {
-			s.fatal(fmt.Errorf("raft votes %s: set %s: %w", s.path, key, err))
-			return err
-		}
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.voteCand != nil && s.held <= s.voteTerm {
-		err := fmt.Errorf("raft votes %s: vote of term %d after one of term %d", s.path, s.held, s.voteTerm)
-		s.fatal(err)
-		return err
-	}
-	e := &encoder{}
-	e.u8(voteVersion)
-	e.u64(s.held)
-	vote := append(e.buf, v...)
-	if err := s.write(func() error { return s.inner.Set([]byte(keyVote), vote) }); err != nil {
-		s.fatal(fmt.Errorf("raft votes %s: set vote of term %d: %w", s.path, s.held, err))
-		return err
-	}
-	s.voteTerm, s.voteCand = s.held, append([]byte{}, v...)
-	return nil
-}
-
-func (s *stableStore) Get(key []byte) ([]byte, error) {
-	if string(key) == keyLastVoteCand {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.voteCand == nil {
-			return nil, nil
-		}
-		return append([]byte{}, s.voteCand...), nil
-	}
-	return s.inner.Get(key)
 }

@@ -114,6 +114,10 @@ func (l *pipeline) run() {
 				return
 			}
 			l.peers.note(l.id, f.start, f.req, f.resp, rep)
+			// raft counts our own vote with its: ours is given when our disk has the entries.
+			if err := l.peers.awaitSynced(l.ctx, lastIndex(f.req)); err != nil {
+				return
+			}
 			select {
 			case l.done <- f:
 			case <-l.ctx.Done():

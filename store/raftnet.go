@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,8 @@ type peers struct {
 	stable *stableStore
 	// stuckFor is how long our disk has been at one write, of the log or the state.
 	stuckFor func() time.Duration
+	// synced is closed when our own log is on the disk up to an index, nil if it is.
+	synced func(index uint64) <-chan struct{}
 	// report is what this replica tells its leader of itself. Set before start.
 	report func() report
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
@@ -284,9 +287,9 @@ type inbound struct {
 	patience time.Duration
 }
 
-func newPeers(n *Net, self address, node string, timing Timing, stable *stableStore, stuckFor func() time.Duration, exclusive chan struct{}, log *slog.Logger) *peers {
+func newPeers(n *Net, self address, node string, timing Timing, stable *stableStore, stuckFor func() time.Duration, synced func(uint64) <-chan struct{}, exclusive chan struct{}, log *slog.Logger) *peers {
 	p := &peers{
-		net: n, self: self, node: raft.ServerAddress(node), log: log, timing: timing, stable: stable, stuckFor: stuckFor, exclusive: exclusive,
+		net: n, self: self, node: raft.ServerAddress(node), log: log, timing: timing, stable: stable, stuckFor: stuckFor, synced: synced, exclusive: exclusive,
 		rpcs: make(chan raft.RPC), appends: make(chan inbound, inboxSize), heartbeats: make(chan inbound, inboxSize),
 		followers: make(map[raft.ServerID]follower), began: time.Now(),
 	}
@@ -356,6 +359,10 @@ func (p *peers) pump(queue <-chan inbound) {
 				continue
 			}
 			resp, err := p.dispatch(p.ctx, in.req, nil)
+			if err == nil {
+				// What it asks for we may have from a time when we led, and not on the disk yet.
+				err = p.awaitSynced(p.ctx, math.MaxUint64)
+			}
 			if a, ok := resp.(*raft.AppendEntriesResponse); ok && err == nil {
 				p.hear(in.at, in.req, a)
 				in.reply(encodeAppendResponse(a, p.report()), nil)
@@ -524,7 +531,29 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		return err
 	}
 	p.note(id, sent, req, resp, rep)
-	return nil
+	return p.awaitSynced(p.ctx, lastIndex(req))
+}
+
+// awaitSynced waits until our own log is on the disk up to an index.
+func (p *peers) awaitSynced(ctx context.Context, index uint64) error {
+	done := p.synced(index)
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errStopping
+	}
+}
+
+// lastIndex is that of the last entry that a request brings, 0 if it brings none.
+func lastIndex(req *raft.AppendEntriesRequest) uint64 {
+	if n := len(req.Entries); n > 0 {
+		return req.Entries[n-1].Index
+	}
+	return 0
 }
 
 // trim cuts a request to maxAppendBytes. raft takes what it finds in the request

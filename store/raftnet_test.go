@@ -43,7 +43,7 @@ func TestAppendTimeoutGrowsWithSize(t *testing.T) {
 	inner := transporttest.NewNetwork().Join("n1")
 	defer inner.Close()
 	tr := &timed{Transport: inner}
-	p := newPeers(&Net{t: tr}, address{3, "n1.1"}, "n1", DefaultTiming(), nil, func() time.Duration { return 0 }, nil, slog.New(slog.DiscardHandler))
+	p := newPeers(&Net{t: tr}, address{3, "n1.1"}, "n1", DefaultTiming(), nil, func() time.Duration { return 0 }, func(uint64) <-chan struct{} { return nil }, nil, slog.New(slog.DiscardHandler))
 	defer p.wg.Wait()
 	defer p.stop()
 	req := func(size int) *raft.AppendEntriesRequest {

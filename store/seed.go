@@ -315,7 +315,7 @@ func (r *reseed) look() (err error) {
 	if stable.term.Load() == 0 {
 		return fmt.Errorf("%w: there is a state and no term", ErrLogLost)
 	}
-	first, err := db.FirstIndex()
+	first, err := r.cfg.entries(db).FirstIndex()
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/store/wal"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -81,7 +82,8 @@ func (n *node) wantDamage(want Damage) {
 // onDisk is what a replica that is down has promised: its log, term and vote.
 func (n *node) onDisk() string {
 	n.c.t.Helper()
-	db, err := openBolt(filepath.Join(n.config().Dir, logName))
+	cfg := n.config()
+	db, err := openBolt(filepath.Join(cfg.Dir, logName))
 	if err != nil {
 		n.c.t.Fatal(err)
 	}
@@ -90,7 +92,7 @@ func (n *node) onDisk() string {
 	if err != nil {
 		n.c.t.Fatal(err)
 	}
-	first, last := indexes(n.c.t, newLogStore(db, logName, stopProcess, n.c.log))
+	first, last := indexes(n.c.t, newLogStore((&cfg).entries(db), logName, stopProcess, n.c.log))
 	return fmt.Sprintf("log %d-%d, term %d, vote for %q in %d", first, last, st.term.Load(), st.voteCand, st.voteTerm)
 }
 
@@ -421,7 +423,7 @@ func TestRepairSnapshotMeta(t *testing.T) {
 // Whatever is wrong with the log's file, the replica does not come back under its
 // name, though its state never was durable and cannot tell that there was a log.
 func TestRepairLogNeverVotesAgain(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(_ *node, cfg *Config) { cfg.WAL = nil })
 	c.fill("k", 30)
 	c.converge()
 	f := c.followers()[0]
@@ -508,7 +510,7 @@ func TestRepairTermFell(t *testing.T) {
 		if what == "vote" {
 			errs = errors.Join(stable.SetUint64([]byte(keyCurrentTerm), 5), stable.SetUint64([]byte(keyLastVoteTerm), 5), stable.Set([]byte(keyLastVoteCand), []byte("n2")))
 		} else {
-			errs = errors.Join(stable.SetUint64([]byte(keyCurrentTerm), 5), db.StoreLogs(entries(5, 1, 3)))
+			errs = errors.Join(stable.SetUint64([]byte(keyCurrentTerm), 5), boltLog{db}.StoreLogs(entries(5, 1, 3)))
 		}
 		if errs != nil {
 			t.Fatal(errs)
@@ -523,6 +525,37 @@ func TestRepairTermFell(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// A replica whose node's log was made anew, or is another node's, does not come back under its
+// name; with the other kind of log it is told so.
+func TestRepairOtherLog(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.fill("k", 30)
+	f := c.followers()[0]
+	f.stop()
+	other, err := wal.Open(wal.Dir(t.TempDir()), wal.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mustClose(t, other)
+	c.edit = func(_ *node, cfg *Config) { cfg.WAL = other }
+	want := ErrLogLost
+	if logKind == "boltdb" {
+		want = ErrOtherLog
+	}
+	if err := f.open(); !errors.Is(err, want) {
+		t.Errorf("opened with another log: %v", err)
+	}
+	if logKind == "wal" {
+		c.edit = func(_ *node, cfg *Config) { cfg.WAL = nil }
+		if err := f.open(); !errors.Is(err, ErrOtherLog) {
+			t.Errorf("opened with a log of its own: %v", err)
+		}
+	}
+	c.edit = nil
+	f.start()
+	c.converge()
 }
 
 // Each page of the log's file in turn gets a flipped byte: the start refuses it, or
@@ -542,7 +575,7 @@ func TestRepairLogEveryPage(t *testing.T) {
 	if err := stable.SetUint64([]byte(keyCurrentTerm), 2); err != nil {
 		t.Fatal(err)
 	}
-	l := newLogStore(db, logName, stopProcess, newCluster(t, 0, nil).log)
+	l := newLogStore(boltLog{db}, logName, stopProcess, newCluster(t, 0, nil).log)
 	var want []*raft.Log
 	for i := uint64(1); i <= 200; i++ {
 		want = append(want, &raft.Log{Index: i, Term: 2, Type: raft.LogCommand, Data: bytes.Repeat([]byte{byte(i)}, 100)})

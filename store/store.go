@@ -16,6 +16,7 @@ import (
 
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/store/wal"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -31,6 +32,9 @@ type Config struct {
 	Dir string
 	// Net carries its Raft traffic.
 	Net *Net
+	// WAL is the node's log, which its replicas share. nil: the replica has one of its own, a
+	// raft-boltdb file in Dir. A replica keeps the kind that it was made with.
+	WAL *wal.WAL
 	// Bootstrap makes this the first replica of a new shard with that identity: the
 	// one voter, if nothing is kept here yet. It does no harm later.
 	Bootstrap *command.Init
@@ -43,7 +47,7 @@ type Config struct {
 	Timing Timing
 	// Snapshots says when the log is cut. The zero value is DefaultSnapshots.
 	Snapshots Snapshots
-	// WrapLog wraps the log's file, so that a test can make it slow or fail.
+	// WrapLog wraps the log, so that a test can make it slow or fail.
 	WrapLog func(raft.LogStore) raft.LogStore
 	// WrapStable does the same for the term and the votes.
 	WrapStable func(raft.StableStore) raft.StableStore
@@ -246,7 +250,7 @@ func (s *Store) open() error {
 	if s.db, err = openLogFile(s.cfg.Dir); err != nil {
 		return err
 	}
-	var logs raft.LogStore = s.db
+	logs := s.cfg.entries(s.db)
 	if s.cfg.WrapLog != nil {
 		logs = s.cfg.WrapLog(logs)
 	}

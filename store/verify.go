@@ -1,10 +1,8 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +10,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"github.com/abacusdb/abacus/store/wal"
 )
 
 // ErrLogDamaged: the log or the votes cannot be read as they were written. Like a
@@ -57,46 +57,14 @@ func faultsAre(kind error, err *error) func() {
 	}
 }
 
-// An entry is stored with a checksum in Extensions, which nobody else here uses:
-// raft-boltdb has none, and an entry with a flipped bit may well decode.
-const sealBytes = 1 + 4
+// Keys of ours in the stable store: whose votes the file holds, and where the log is that
+// belongs to them.
+const (
+	keyIdentity = "Identity"
+	keyLog      = "Log"
+)
 
-const sealVersion = 1
-
-func seal(entry *raft.Log) *raft.Log {
-	sealed := *entry
-	sealed.Extensions = binary.BigEndian.AppendUint32([]byte{sealVersion}, entrySum(entry))
-	return &sealed
-}
-
-// unseal checks an entry that was read and takes the checksum off. One without is
-// of a version before there was any.
-func unseal(index uint64, entry *raft.Log) error {
-	if entry.Index != index {
-		return fmt.Errorf("%w: entry %d is at the place of %d", ErrLogDamaged, entry.Index, index)
-	}
-	if len(entry.Extensions) == 0 {
-		return nil
-	}
-	x := entry.Extensions
-	if len(x) != sealBytes || x[0] != sealVersion || binary.BigEndian.Uint32(x[1:]) != entrySum(entry) {
-		return fmt.Errorf("%w: the checksum of entry %d does not match", ErrLogDamaged, index)
-	}
-	entry.Extensions = nil
-	return nil
-}
-
-func entrySum(entry *raft.Log) uint32 {
-	var head [17]byte
-	binary.BigEndian.PutUint64(head[:], entry.Index)
-	binary.BigEndian.PutUint64(head[8:], entry.Term)
-	head[16] = byte(entry.Type)
-	return crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, entry.Data)
-}
-
-// keyIdentity is ours: whose log and votes the file holds.
-const keyIdentity = "Identity"
-
+// logName is the file of the votes, and of the log if that is not the node's (Config.WAL).
 const logName = "raft.db"
 
 // logMark is a file beside raft.db that says that raft.db exists. The state need not tell:
@@ -104,7 +72,26 @@ const logName = "raft.db"
 // would look like a new one, and vote again in terms that it has voted in.
 const logMark = "raft.id"
 
-// openLogFile opens the file of log and votes, or makes it. Raft runs only once the mark
+// ErrOtherLog: the replica's log is of the other kind (Config.WAL).
+var ErrOtherLog = errors.New("the log is of another kind")
+
+// entries are the replica's log.
+func (c *Config) entries(db *raftboltdb.BoltStore) raft.LogStore {
+	if c.WAL == nil {
+		return boltLog{db}
+	}
+	return walLog{c.WAL.Replica(wal.Name{Shard: c.Shard, Replica: c.Replica})}
+}
+
+// logID says which log the replica's entries are in.
+func (c *Config) logID() string {
+	if c.WAL == nil {
+		return "raft.db"
+	}
+	return fmt.Sprintf("wal %016x", c.WAL.ID())
+}
+
+// openLogFile opens the file of the votes, or makes it. Raft runs only once the mark
 // is there: what a crash left of a file without one holds nothing, and is made anew.
 func openLogFile(dir string) (*raftboltdb.BoltStore, error) {
 	path := filepath.Join(dir, logName)
@@ -121,10 +108,10 @@ func openLogFile(dir string) (*raftboltdb.BoltStore, error) {
 	return openBolt(path)
 }
 
-// claimLog makes the file of log and votes this replica's, or finds that it was and
-// is not the one that it made.
-func claimLog(dir string, self address, db *raftboltdb.BoltStore) error {
-	mark := filepath.Join(dir, logMark)
+// claimLog makes log and votes this replica's, or finds that they were and
+// are not those that it made.
+func claimLog(cfg *Config, self address, db *raftboltdb.BoltStore) error {
+	mark := filepath.Join(cfg.Dir, logMark)
 	name := fmt.Sprintf("shard-%d/%s", self.shard, self.replica)
 	_, err := os.Stat(mark)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -136,6 +123,10 @@ func claimLog(dir string, self address, db *raftboltdb.BoltStore) error {
 		if marked {
 			return fmt.Errorf("%w: raft.db was made anew", ErrLogLost)
 		}
+		// Which log it is first: a replica with a name has one.
+		if err := db.Set([]byte(keyLog), []byte(cfg.logID())); err != nil {
+			return fmt.Errorf("name raft log: %w", err)
+		}
 		if err := db.Set([]byte(keyIdentity), []byte(name)); err != nil {
 			return fmt.Errorf("name raft log: %w", err)
 		}
@@ -144,17 +135,42 @@ func claimLog(dir string, self address, db *raftboltdb.BoltStore) error {
 	case string(is) != name:
 		return fmt.Errorf("%w: raft.db is that of %s", ErrLogLost, is)
 	}
+	if err := cfg.checkLog(db); err != nil {
+		return err
+	}
 	if marked {
 		return nil
 	}
 	return writeDurably(mark, []byte(name+"\n"))
 }
 
-// readLog checks the file of log and votes of a replica, and returns its term and
-// vote; votes is the file, or what a test has put around it.
+// checkLog says whether the log that we are given is the one that the replica has
+// written to so far.
+func (c *Config) checkLog(db *raftboltdb.BoltStore) error {
+	raw, err := db.Get([]byte(keyLog))
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return fmt.Errorf("%w: read which log it is: %w", ErrLogDamaged, err)
+	}
+	is := string(raw)
+	if err != nil { // of a version before there was another
+		is = "raft.db"
+	}
+	switch want := c.logID(); {
+	case is == want:
+		return nil
+	case is == "raft.db" || want == "raft.db":
+		return fmt.Errorf("%w: it is in %s, and not in %s", ErrOtherLog, is, want)
+	default:
+		// The node's log was made anew, or its directory is that of another node.
+		return fmt.Errorf("%w: it was in %s, and %s is there", ErrLogLost, is, want)
+	}
+}
+
+// readLog checks log and votes of a replica, and returns its term and
+// vote; votes is the file of both, or what a test has put around it.
 func readLog(cfg Config, self address, db *raftboltdb.BoltStore, votes raft.StableStore) (stable *stableStore, err error) {
 	defer faultsAre(ErrLogDamaged, &err)()
-	if err := claimLog(cfg.Dir, self, db); err != nil {
+	if err := claimLog(&cfg, self, db); err != nil {
 		return nil, err
 	}
 	if stable, err = newStableStore(votes, filepath.Join(cfg.Dir, logName), cfg.Fatal); err != nil {
@@ -164,12 +180,13 @@ func readLog(cfg Config, self address, db *raftboltdb.BoltStore, votes raft.Stab
 		// A vote is written after its term: one of the two is not what was written.
 		return nil, fmt.Errorf("%w: the vote is of term %d, our term is %d", ErrLogDamaged, stable.voteTerm, term)
 	}
-	return stable, verifyLog(db, stable.term.Load())
+	return stable, verifyLog(cfg.entries(db), stable.term.Load(), cfg.WAL != nil)
 }
 
 // verifyLog reads the whole log: raft reads entries behind its snapshot only when
 // a follower needs them, and to find damage then is to find it at the worst time.
-func verifyLog(logs raft.LogStore, term uint64) error {
+// With wasRead somebody has done so already, and the terms of the ends are all that is looked at.
+func verifyLog(logs raft.LogStore, term uint64, wasRead bool) error {
 	first, err := logs.FirstIndex()
 	if err != nil {
 		return fmt.Errorf("%w: read log: %w", ErrLogDamaged, err)
@@ -180,15 +197,15 @@ func verifyLog(logs raft.LogStore, term uint64) error {
 	}
 	var before uint64
 	for i := first; i <= last && last > 0; i++ {
+		if wasRead && i != first {
+			i = last
+		}
 		var entry raft.Log
 		if err := logs.GetLog(i, &entry); err != nil {
 			return fmt.Errorf("%w: read log entry %d: %w", ErrLogDamaged, i, err)
 		}
-		if err := unseal(i, &entry); err != nil {
-			return err
-		}
 		if entry.Term < before || entry.Term > term {
-			return fmt.Errorf("%w: entry %d is of term %d, the one before of %d, and our term is %d", ErrLogDamaged, i, entry.Term, before, term)
+			return fmt.Errorf("%w: entry %d is of term %d, one before it of %d, and our term is %d", ErrLogDamaged, i, entry.Term, before, term)
 		}
 		before = entry.Term
 	}

@@ -23,8 +23,9 @@ const (
 	EarlyCompaction   Bug = "early-compaction"     // the log is cut before the state is durable
 	AckBeforeCommit   Bug = "ack-before-commit"    // a write is answered when it is proposed
 	WrongQuorumOfFour Bug = "wrong-quorum-of-four" // two of four voters count as a majority
+	EarlyCommit       Bug = "early-commit"         // a leader counts what its own disk does not have yet
 )
 
 // All are the planted bugs.
 var All = []Bug{LocalRead, VerifyLeaderRead, CountNonVoters, NoTermBarrier, AppliedIndexWait, LogNotMonotonic, NoSyncLog, NoSyncState,
-	SkipSessionCheck, RetryUnknown, DropAppliedSkip, EarlyCompaction, AckBeforeCommit, WrongQuorumOfFour}
+	SkipSessionCheck, RetryUnknown, DropAppliedSkip, EarlyCompaction, AckBeforeCommit, WrongQuorumOfFour, EarlyCommit}

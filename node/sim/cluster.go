@@ -121,6 +121,7 @@ func (m *member) start() error {
 	cfg.ID, cfg.DataDir, cfg.Shards, cfg.Replicas = m.id, l.dir, c.opt.Shards, c.opt.Replicas
 	cfg.Transport, cfg.StopTimeout = l.tr, 8*time.Second
 	cfg.Log = slog.New(c.journal)
+	cfg.SegmentBytes = 64 << 10 // so that logs are copied forward, and files used again
 	cfg.TuneStore = func(sc *store.Config) {
 		sc.Timing, sc.Snapshots, sc.InitialMmapSize = timing, c.opt.Snapshots, mmapBytes
 		sc.CheckpointBytes, sc.OnCheckpoint = c.opt.CheckpointBytes, l.disk.wait

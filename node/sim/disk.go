@@ -40,12 +40,17 @@ func (d *disk) wait() {
 }
 
 // slowLog is a replica's log on a disk. It also holds the log to being one: an entry
-// follows the last.
+// follows the last. What is accepted before it is on the disk waits here, in order: a crash
+// loses it.
 type slowLog struct {
 	raft.LogStore
 	d       *disk
 	shard   sharding.ShardID
 	replica string
+
+	mu      sync.Mutex
+	pending []*raft.Log
+	tail    chan struct{} // closed when the last of them is on the disk; nil: none was
 }
 
 func (d *disk) wrapLog(shard sharding.ShardID, replica string) func(raft.LogStore) raft.LogStore {
@@ -61,22 +66,71 @@ func (d *disk) wrapLog(shard sharding.ShardID, replica string) func(raft.LogStor
 func (l *slowLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 func (l *slowLog) StoreLogs(entries []*raft.Log) error {
-	l.d.wait()
-	last, err := l.LogStore.LastIndex()
+	wait, err := l.AppendAsync(entries)
 	if err != nil {
 		return err
+	}
+	return wait()
+}
+
+// AppendAsync implements store.AsyncLog.
+func (l *slowLog) AppendAsync(entries []*raft.Log) (func() error, error) {
+	last, err := l.LastIndex()
+	if err != nil {
+		return nil, err
 	}
 	if first := entries[0].Index; last != 0 && first > last+1 {
 		l.d.c.fault("shard %d, replica %s: its log has a hole: entry %d follows %d", l.shard, l.replica, first, last)
 	}
-	if err := l.LogStore.StoreLogs(entries); err != nil {
+	done := make(chan struct{})
+	l.mu.Lock()
+	before := l.tail
+	l.pending, l.tail = append(l.pending, entries...), done
+	l.mu.Unlock()
+	return func() error {
+		if before != nil {
+			<-before
+		}
+		l.d.wait()
+		err := l.LogStore.StoreLogs(entries)
+		l.mu.Lock()
+		l.pending = l.pending[len(entries):]
+		l.mu.Unlock()
+		close(done)
+		l.d.wait()
 		return err
+	}, nil
+}
+
+func (l *slowLog) LastIndex() (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.pending); n > 0 {
+		return l.pending[n-1].Index, nil
 	}
-	l.d.wait()
-	return nil
+	return l.LogStore.LastIndex()
+}
+
+func (l *slowLog) GetLog(index uint64, entry *raft.Log) error {
+	l.mu.Lock()
+	for _, p := range l.pending {
+		if p.Index == index {
+			*entry = *p
+			l.mu.Unlock()
+			return nil
+		}
+	}
+	l.mu.Unlock()
+	return l.LogStore.GetLog(index, entry)
 }
 
 func (l *slowLog) DeleteRange(lo, hi uint64) error {
+	l.mu.Lock()
+	tail := l.tail
+	l.mu.Unlock()
+	if tail != nil {
+		<-tail
+	}
 	err := l.LogStore.DeleteRange(lo, hi)
 	l.d.wait()
 	return err

@@ -28,6 +28,7 @@ func TestPlanted(t *testing.T) {
 		{planted.AckBeforeCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
 		// A restart then finds many entries after the snapshot that the state has already.
 		{planted.DropAppliedSkip, Options{Duration: 15 * time.Second, CheckpointBytes: 512, Snapshots: store.Snapshots{Entries: 300}}},
+		{planted.EarlyCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Crash: 400 * time.Millisecond, Members: -1}}},
 		{planted.LogNotMonotonic, Options{}},
 		{planted.EarlyCompaction, Options{}},
 		{planted.SkipSessionCheck, Options{}},

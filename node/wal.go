@@ -1,0 +1,120 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/abacusdb/abacus/store/wal"
+)
+
+// The kinds of log (Config.LogStore).
+const (
+	LogWAL  = "wal"    // one of the node, which its replicas share
+	LogBolt = "boltdb" // one of each replica, in raft-boltdb
+)
+
+// openWAL opens the node's log. A damaged one is put aside and a new one made: no replica here
+// finds its entries in that, and so each is replaced by another (store.DamageLog).
+func (n *Node) openWAL() error {
+	if n.cfg.LogStore == LogBolt {
+		return nil
+	}
+	dir := n.dir.file("wal")
+	cfg := wal.Config{SegmentBytes: n.cfg.SegmentBytes, Fatal: n.fatal, Log: n.log}
+	open := func() (*wal.WAL, error) {
+		if err := os.Mkdir(dir, 0o750); err == nil {
+			if err := syncDir(n.dir.path); err != nil {
+				return nil, err
+			}
+		} else if !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("make log directory: %w", err)
+		}
+		w, err := wal.Open(wal.Dir(dir), cfg)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", dir, err)
+		}
+		return w, nil
+	}
+	w, err := open()
+	if errors.Is(err, wal.ErrDamaged) {
+		n.log.Error("the node's log is damaged: every replica here has to be replaced", "err", err)
+		if err := n.quarantineWAL(dir); err != nil {
+			return err
+		}
+		w, err = open()
+	}
+	if err != nil {
+		return err
+	}
+	n.wal = w
+	return n.dropOrphans()
+}
+
+// quarantineWAL puts a damaged log aside, and removes the oldest that were.
+func (n *Node) quarantineWAL(dir string) error {
+	prefix := dir + damagedSuffix + "-"
+	names, err := filepath.Glob(prefix + "*")
+	if err != nil {
+		return err
+	}
+	var old []int
+	for _, p := range names {
+		if i, err := strconv.Atoi(strings.TrimPrefix(p, prefix)); err == nil {
+			old = append(old, i)
+		}
+	}
+	slices.Sort(old)
+	next := 1
+	if len(old) > 0 {
+		next = old[len(old)-1] + 1
+	}
+	for ; len(old) >= keepDamaged; old = old[1:] {
+		if err := os.RemoveAll(prefix + strconv.Itoa(old[0])); err != nil {
+			return fmt.Errorf("remove an old damaged log: %w", err)
+		}
+	}
+	if err := os.Rename(dir, prefix+strconv.Itoa(next)); err != nil {
+		return fmt.Errorf("put damaged log aside: %w", err)
+	}
+	return syncDir(n.dir.path)
+}
+
+// dropOrphans forgets the logs of replicas that are not here any more: a replica's directory goes first.
+func (n *Node) dropOrphans() error {
+	for _, name := range n.wal.Names() {
+		if slices.Contains(n.dir.ident().Replicas, name.String()) {
+			continue
+		}
+		if err := n.wal.Drop(name); err != nil {
+			return fmt.Errorf("drop log of %v: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// dropLog forgets the log of a replica whose directory is gone.
+func (n *Node) dropLog(shard uint32, replica string) error {
+	if n.wal == nil {
+		return nil
+	}
+	return n.wal.Drop(wal.Name{Shard: shard, Replica: replica})
+}
+
+// closeWAL closes the node's log; if its disk hangs, it is left open when ctx ends.
+func (n *Node) closeWAL(ctx context.Context) error {
+	closed := make(chan error, 1)
+	go func() { closed <- n.wal.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("close log: %w", ctx.Err())
+	}
+}
