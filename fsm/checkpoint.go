@@ -97,6 +97,10 @@ func (f *FSM) checkpoint() error {
 		f.cfg.Fatal(err)
 		return err
 	}
+	f.checkpoints.Add(1)
+	for _, t := range fz.layer.trees {
+		f.checkpointRows.Add(uint64(t.Len()))
+	}
 	return f.thaw(fz)
 }
 

@@ -118,6 +118,8 @@ type FSM struct {
 	// overlay is what the layers in memory take, in bytes.
 	overlay atomic.Int64
 	repeats atomic.Uint64
+	// checkpoints written since Open, and the rows of them.
+	checkpoints, checkpointRows atomic.Uint64
 	kick    chan struct{} // has a token when a checkpoint may be due
 	turn    chan struct{} // held by the checkpoint under way
 	// checkpointing is the checkpoint under way, nil if there is none.
@@ -281,6 +283,11 @@ func (f *FSM) Checkpointing() (took time.Duration, bytes int64) {
 		return 0, 0
 	}
 	return time.Since(c.began), c.bytes
+}
+
+// Checkpoints is how many checkpoints were written since Open, and how many rows in all.
+func (f *FSM) Checkpoints() (count, rows uint64) {
+	return f.checkpoints.Load(), f.checkpointRows.Load()
 }
 
 func (f *FSM) activeBytes() int64 {

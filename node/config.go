@@ -87,6 +87,10 @@ type Config struct {
 	CheckpointBytes int64
 	SnapshotEntries uint64
 
+	// Pprof serves profiles of the process under /debug/pprof/ on HTTPAddr. They cost processor
+	// time, and tell what commands and keys are made of.
+	Pprof bool
+
 	// Version is what the binary says it is.
 	Version string
 	Log     *slog.Logger

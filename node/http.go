@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/url"
 	"slices"
 	"strconv"
@@ -48,6 +49,11 @@ func newHTTPServer(n *Node) *httpServer {
 	mux.HandleFunc("GET /v1/jobs/{id}/result", h.jobResult)
 	mux.HandleFunc("DELETE /v1/jobs/{id}", h.cancelJob)
 	mux.HandleFunc("GET /{$}", h.index)
+	if n.cfg.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	h.srv = &http.Server{
 		Handler:           h.guard(strict(h.keys(mux))),
 		ReadHeaderTimeout: 10 * time.Second,

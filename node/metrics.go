@@ -42,6 +42,16 @@ var (
 	descHeld      = prometheus.NewDesc("abacus_shard_writes_held", "Whether this leader holds writes back until a checkpoint has made room.", []string{"shard"}, nil)
 	descHolds     = prometheus.NewDesc("abacus_shard_write_holds_total", "Times that this leader began to hold writes back.", []string{"shard"}, nil)
 	descNoRoom    = prometheus.NewDesc("abacus_shard_disk_full_refusals_total", "Commands that this leader refused because a disk was full.", []string{"shard"}, nil)
+	descChecking  = prometheus.NewDesc("abacus_shard_checkpoint_seconds", "How long the checkpoint under way of the replica here has taken, 0 if there is none.", []string{"shard"}, nil)
+	descChecks    = prometheus.NewDesc("abacus_shard_checkpoints_total", "Checkpoints of the replica here.", []string{"shard"}, nil)
+	descCheckKeys = prometheus.NewDesc("abacus_shard_checkpoint_rows_total", "Rows that checkpoints of the replica here wrote: keys, deadlines and records.", []string{"shard"}, nil)
+	descCommits   = prometheus.NewDesc("abacus_log_commits_total", "Writes of the node's log, each with one sync.", nil, nil)
+	descRequests  = prometheus.NewDesc("abacus_log_requests_total", "Appends and deletions of all replicas that shared them.", nil, nil)
+	descLogBytes  = prometheus.NewDesc("abacus_log_written_bytes_total", "Bytes written to the node's log.", nil, nil)
+	descCopied    = prometheus.NewDesc("abacus_log_copied_bytes_total", "Of those, entries copied forward out of old segments.", nil, nil)
+	descSegments  = prometheus.NewDesc("abacus_log_segments", "Segments of the node's log.", nil, nil)
+	descLogDisk   = prometheus.NewDesc("abacus_log_disk_bytes", "Bytes of these segments.", nil, nil)
+	descLogLive   = prometheus.NewDesc("abacus_log_live_bytes", "Bytes in them that some replica's log still has.", nil, nil)
 	descDiskFree  = prometheus.NewDesc("abacus_disk_free_bytes", "Free space of the data directory's file system.", nil, nil)
 	descDiskLeast = prometheus.NewDesc("abacus_disk_least_free_bytes", "Below this, writes that add data are refused.", nil, nil)
 	descDiskFull  = prometheus.NewDesc("abacus_disk_full", "Whether writes that add data are refused for want of disk space here.", nil, nil)
@@ -61,7 +71,7 @@ var (
 
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords, descRepeats,
-		descOverlay, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
+		descOverlay, descChecking, descChecks, descCheckKeys, descCommits, descRequests, descLogBytes, descCopied, descSegments, descLogDisk, descLogLive, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
 		descReads, descBusyReads, descRounds, descAsked, descUnheard, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
 		ch <- d
 	}
@@ -108,10 +118,23 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, st := range c.n.host.all() {
 		s, shard := st.Status(), strconv.FormatUint(uint64(st.Shard()), 10)
 		gauge(descOverlay, float64(s.OverlayBytes), shard)
+		gauge(descChecking, s.Checkpointing.Seconds(), shard)
+		count(descChecks, s.Checkpoints, shard)
+		count(descCheckKeys, s.CheckpointRows, shard)
 		gauge(descHeld, flag(s.Held), shard)
 		count(descHolds, s.Holds, shard)
 		count(descNoRoom, s.RefusedFull, shard)
 		count(descRepeats, st.Repeats(), shard)
+	}
+	if c.n.wal != nil {
+		w := c.n.wal.Stats()
+		count(descCommits, uint64(w.Commits))
+		count(descRequests, uint64(w.Requests))
+		count(descLogBytes, uint64(w.WrittenBytes))
+		count(descCopied, uint64(w.CopiedBytes))
+		gauge(descSegments, float64(w.SegmentsInUse))
+		gauge(descLogDisk, float64(w.DiskBytes))
+		gauge(descLogLive, float64(w.LiveBytes))
 	}
 	disk := c.n.space.now.Load()
 	gauge(descDiskFree, float64(disk.free))

@@ -19,7 +19,7 @@ const (
 	maxBatchBytes = 256 << 10
 	// maxInFlight is how many entries may be between raft and an answer. With two,
 	// one is written while the next fills.
-	maxInFlight = 2
+	maxInFlight = 1
 	// enqueueTimeout is how long raft's main loop may take to accept an entry.
 	enqueueTimeout = time.Second
 	// transferWedged is how long raft may refuse entries because of a transfer of

@@ -38,6 +38,7 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.DurationVar(&cfg.DiskTimeout, "disk-timeout", cfg.DiskTimeout, "end the process (exit code 70) when one write of the log takes longer")
 	f.Int64Var(&cfg.MinFreeDisk, "min-free-disk", cfg.MinFreeDisk, "bytes to keep free: below, writes that add data are refused (0: 256 MiB or 5 %, whichever is less)")
 	f.DurationVar(&cfg.ScrubInterval, "scrub-interval", cfg.ScrubInterval, "read and check each replica's whole state this often (0: never)")
+	f.BoolVar(&cfg.Pprof, "pprof", false, "serve profiles of this process under /debug/pprof/ on --http-addr")
 	f.StringVar(&cfg.LogStore, "log-store", cfg.LogStore, "wal: one log for all shards; boltdb: one for each. A data directory keeps what it was made with")
 	f.Int64Var(&cfg.SegmentBytes, "log-segment-bytes", 0, "for tests: size of the log's files")
 	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "for tests: fold a shard's state into its file when so much has gathered")
