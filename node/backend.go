@@ -49,6 +49,10 @@ func (b backend) Index(ctx context.Context, shard sharding.ShardID) (uint64, err
 
 func (b backend) Router() *sharding.Router { return b.n.Router() }
 
+func (b backend) Self() sharding.NodeID { return b.n.cfg.ID }
+
+func (b backend) Leader(shard sharding.ShardID) sharding.NodeID { return b.n.leaderOf(shard) }
+
 func (b backend) Leaders() front.Leaders {
 	m := b.n.Router().Map()
 	l := front.Leaders{Self: b.n.cfg.ID, Of: make(map[sharding.ShardID]sharding.NodeID, len(m.Shards)), Down: map[sharding.NodeID]bool{}}

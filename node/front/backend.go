@@ -27,7 +27,10 @@ type Backend interface {
 	Index(ctx context.Context, shard sharding.ShardID) (uint64, error)
 	// Router is the present shard map; immutable, replaced whole.
 	Router() *sharding.Router
-	// Leaders says who leads what, as far as this node knows; immutable, replaced whole.
+	// Self is this node. Leader is who leads a shard, "" if that is not known; Leaders is all of
+	// that. They are hints: nothing but an extra hop depends on them.
+	Self() sharding.NodeID
+	Leader(shard sharding.ShardID) sharding.NodeID
 	Leaders() Leaders
 	// AwaitLeader waits until a leader of the shard is known, and says whether one is.
 	AwaitLeader(ctx context.Context, shard sharding.ShardID) bool
@@ -75,8 +78,7 @@ type Reading struct {
 // MaxStale is the longest MaxAge that can be asked for: who wants more wants none.
 const MaxStale = 30 * 24 * time.Hour
 
-// Leaders is a routing hint: who leads each shard. It may be out of date, and
-// nothing but an extra hop depends on it.
+// Leaders is who leads each shard, as far as a node knows.
 type Leaders struct {
 	Self sharding.NodeID
 	// Of has no entry (or "") for a shard whose leader is not known.

@@ -117,6 +117,10 @@ func (n *fakeNode) Router() *sharding.Router {
 	return n.router
 }
 
+func (n *fakeNode) Self() sharding.NodeID { return n.id }
+
+func (n *fakeNode) Leader(shard sharding.ShardID) sharding.NodeID { return n.Leaders().Of[shard] }
+
 func (n *fakeNode) Leaders() Leaders {
 	n.mu.Lock()
 	defer n.mu.Unlock()

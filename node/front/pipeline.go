@@ -15,9 +15,8 @@ import (
 // plan is one window of a pipeline: its commands taken apart by shard, and
 // after execute their results. It belongs to a connection and is used again.
 type plan struct {
-	c       *conn
-	router  *sharding.Router
-	leaders Leaders
+	c      *conn
+	router *sharding.Router
 
 	requests []request
 	parts    []part
@@ -51,6 +50,7 @@ type part struct {
 // group is what a window wants of one shard: one Exec.
 type group struct {
 	shard   sharding.ShardID
+	leader  sharding.NodeID // on a cluster port: who leads it, "" if that is not known
 	cmds    []command.Command
 	results []command.Result
 	err     error
@@ -95,11 +95,8 @@ func (p *plan) refuse(text string) {
 // add plans a request. It is false, and nothing has changed, if the window has
 // no room for it.
 func (p *plan) add(spec *spec, args [][]byte) bool {
-	if p.router == nil { // one map and one set of hints for the whole window
+	if p.router == nil { // one map for the whole window
 		p.router = p.c.srv.backend.Router()
-		if p.c.srv.cfg.Mode == ModeCluster {
-			p.leaders = p.c.srv.backend.Leaders()
-		}
 	}
 	p.requests = append(p.requests, request{spec: spec, args: args, lo: len(p.parts)})
 	r := &p.requests[len(p.requests)-1]
@@ -184,6 +181,9 @@ func (p *plan) group(shard sharding.ShardID) int {
 	} else {
 		p.groups = append(p.groups, group{shard: shard})
 	}
+	if p.c.srv.cfg.Mode == ModeCluster {
+		p.groups[n].leader = p.c.srv.backend.Leader(shard)
+	}
 	return n
 }
 
@@ -245,12 +245,14 @@ func (p *plan) misrouted(r *request) error {
 		return nil
 	}
 	parts := p.parts[r.lo:]
+	self := p.c.srv.backend.Self()
 	for i := range parts {
-		shard := p.groups[parts[i].group].shard
-		if p.leaders.Of[shard] == "" {
-			p.awaitLeader(shard)
+		g := &p.groups[parts[i].group]
+		if g.leader == "" {
+			p.awaitLeader(g)
 		}
-		if p.leaders.Leads(shard) || p.readable(shard, p.cmd(&parts[i]).Op) {
+		shard := g.shard
+		if g.leader == self || p.readable(shard, p.cmd(&parts[i]).Op) {
 			continue
 		}
 		slot := p.cmd(&parts[0]).Slot
@@ -261,7 +263,7 @@ func (p *plan) misrouted(r *request) error {
 					"; give keys that belong together one {tag}, or use a client port, which splits such commands")
 			}
 		}
-		if moved := p.c.movedTo(p.router.Map(), slot, p.leaders.Of[shard]); moved != "" {
+		if moved := p.c.movedTo(p.router.Map(), slot, g.leader); moved != "" {
 			return refusal(moved)
 		}
 		return refusef("CLUSTERDOWN nothing was done, try again: the leader of shard %d is not known", shard)
@@ -275,7 +277,7 @@ func (p *plan) misrouted(r *request) error {
 const leaderWait = time.Second
 
 // awaitLeader looks again for a shard's leader, unless this pipeline has waited in vain.
-func (p *plan) awaitLeader(shard sharding.ShardID) {
+func (p *plan) awaitLeader(g *group) {
 	if p.c.pace.waited {
 		return
 	}
@@ -285,8 +287,8 @@ func (p *plan) awaitLeader(shard sharding.ShardID) {
 	}
 	ctx, cancel := context.WithDeadline(p.c.srv.ctx, deadline)
 	defer cancel()
-	p.c.pace.waited = !p.c.srv.backend.AwaitLeader(ctx, shard)
-	p.leaders = p.c.srv.backend.Leaders()
+	p.c.pace.waited = !p.c.srv.backend.AwaitLeader(ctx, g.shard)
+	g.leader = p.c.srv.backend.Leader(g.shard)
 }
 
 // readable says whether a connection that takes reads from any replica may read
@@ -299,7 +301,7 @@ func (p *plan) readable(shard sharding.ShardID, op command.Op) bool {
 	if !ok {
 		return false
 	}
-	_, here := s.On(p.leaders.Self)
+	_, here := s.On(p.c.srv.backend.Self())
 	return here
 }
 
@@ -409,8 +411,7 @@ func (p *plan) failed(r *request) string {
 // routeError is errorText, but on a cluster port a known new leader is MOVED.
 func (p *plan) routeError(g *group, part *part, write bool) string {
 	if p.c.srv.cfg.Mode == ModeCluster && transport.CodeOf(g.err) == transport.CodeNotLeader {
-		leaders := p.c.srv.backend.Leaders()
-		if leader := leaders.Of[g.shard]; leader != leaders.Self {
+		if leader := p.c.srv.backend.Leader(g.shard); leader != p.c.srv.backend.Self() {
 			if moved := p.c.movedTo(p.router.Map(), p.cmd(part).Slot, leader); moved != "" {
 				return moved
 			}
