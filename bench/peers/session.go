@@ -116,6 +116,12 @@ func (s *session) do(ctx context.Context, op string) error {
 		return nil
 	case "failover":
 		return s.failover(ctx)
+	case "fill":
+		return s.fill(ctx)
+	case "idle":
+		return s.idle(ctx)
+	case "start":
+		return s.restart(ctx)
 	}
 	for _, c := range s.C {
 		if err := s.compare(ctx, op, c); err != nil {
