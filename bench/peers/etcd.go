@@ -24,6 +24,10 @@ type etcdDriver struct {
 
 func (d *etcdDriver) Procs() *Procs { return &d.p }
 
+func (d *etcdDriver) Version(bin string) string {
+	return versionOf(filepath.Join(bin, "etcd"), "--version")
+}
+
 // Settled: every member is a voter that has started, knows of no error and answers a
 // linearizable read itself, for which it has to have applied what is committed.
 func (d *etcdDriver) Settled(ctx context.Context) error {

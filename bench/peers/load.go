@@ -159,7 +159,11 @@ func (s *session) compare(ctx context.Context, op string, c int) error {
 				return r, fmt.Errorf("load: %w", err)
 			}
 		}
-		calls, pipeline, done, err := p.callers(op, c)
+		n := c
+		if s.Half > 0 || s.Rate > 0 {
+			n = max(c, openCallers)
+		}
+		calls, pipeline, done, err := p.callers(op, n)
 		if err != nil {
 			return r, err
 		}
@@ -168,9 +172,9 @@ func (s *session) compare(ctx context.Context, op string, c int) error {
 		if _, err := calls[0](ctx); err != nil && !errors.Is(err, errMissing) {
 			return r, err
 		}
-		closedLoop(ctx, calls, min(time.Second, s.Dur/4)) // warm
+		closedLoop(ctx, calls[:c], min(time.Second, s.Dur/4)) // warm
 		if s.Half > 0 && peak[p.name] == 0 {
-			_, ok, _, took := closedLoop(ctx, calls, min(s.Dur, 10*time.Second))
+			_, ok, _, took := closedLoop(ctx, calls[:c], min(s.Dur, 10*time.Second))
 			peak[p.name] = float64(ok) / took.Seconds()
 		}
 		u := p.usage()
@@ -182,7 +186,7 @@ func (s *session) compare(ctx context.Context, op string, c int) error {
 			u.into(&r, r.Values["done"])
 			return r, nil
 		}
-		h, ok, bad, took := closedLoop(ctx, calls, s.Dur)
+		h, ok, bad, took := closedLoop(ctx, calls[:c], s.Dur)
 		r.Seconds = took.Seconds()
 		if ok == 0 {
 			return r, fmt.Errorf("no operation succeeded, %d failed", bad)

@@ -3,7 +3,7 @@
 //
 //	peers [flags]          one session
 //	peers suite [flags]    the whole table, into a JSON file and a page made from it
-//	peers report FILE      the page again
+//	peers report FILE      the page again, of the JSON file
 package main
 
 import (
@@ -144,6 +144,17 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "suite":
+			return runSuite(ctx, args[1:], os.Stdout)
+		case "report":
+			if len(args) != 2 {
+				return errors.New("usage: peers report FILE.jsonl")
+			}
+			return writeReport(args[1], strings.TrimSuffix(args[1], ".jsonl")+".md")
+		}
+	}
 	s := defaultSettings()
 	f := newFlags("peers", &s)
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {

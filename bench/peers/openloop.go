@@ -27,6 +27,10 @@ const (
 	failed     time.Duration = -2
 )
 
+// openCallers are at hand in an open loop: so many operations can be under way at once
+// before one is sent late for want of a caller.
+const openCallers = 2048
+
 // due is when operation i is to be sent, after the start.
 func (o *opened) due(i int) time.Duration { return time.Duration(float64(i) / o.rate * 1e9) }
 

@@ -24,6 +24,8 @@ type pgDriver struct {
 func (d *pgDriver) Procs() *Procs { return &d.p }
 func (d *pgDriver) Leader() int   { return 0 }
 
+func (d *pgDriver) Version(string) string { return versionOf("psql", "--version") }
+
 // Settled: one server, which answers since Start.
 func (d *pgDriver) Settled(context.Context) error { return nil }
 

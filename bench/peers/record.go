@@ -32,6 +32,7 @@ type Record struct {
 	Records  int     `json:"records,omitempty"`
 	Rate     float64 `json:"rate_wanted,omitempty"`
 	Seconds  float64 `json:"seconds,omitempty"`
+	Version  string  `json:"version,omitempty"`
 	Flags    string  `json:"abacus_flags,omitempty"`
 	Env      string  `json:"env,omitempty"`
 	Signal   string  `json:"signal,omitempty"`
@@ -46,7 +47,7 @@ func (s *session) record(p *peer, op string, run int) Record {
 	system, _, _ := parsePeer(p.name)
 	system, _, _ = strings.Cut(system, "-")
 	r := Record{Kind: "run", Session: s.id, Row: s.row, Time: time.Now().UTC().Format(time.RFC3339), Peer: p.name, Op: op, Run: run,
-		VSize: s.VSize, Conns: s.Conns, Nodes: s.Nodes, Env: os.Getenv(strings.ToUpper(system) + "_ENV"), Values: map[string]float64{}}
+		VSize: s.VSize, Conns: s.Conns, Nodes: s.Nodes, Version: p.version, Env: os.Getenv(strings.ToUpper(system) + "_ENV"), Values: map[string]float64{}}
 	if system == "abacus" {
 		r.Flags = os.Getenv("ABACUS_FLAGS")
 	}

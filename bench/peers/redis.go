@@ -22,6 +22,10 @@ type redisDriver struct {
 func (d *redisDriver) Procs() *Procs { return &d.p }
 func (d *redisDriver) Leader() int   { return 0 }
 
+func (d *redisDriver) Version(string) string {
+	return versionOf("redis-server", "--version")
+}
+
 // Settled: one process, which answers since Start.
 func (d *redisDriver) Settled(context.Context) error { return nil }
 

@@ -33,6 +33,8 @@ type peer struct {
 	s      *session
 	cl     map[string][]Client // by target
 	loaded bool
+	// version is what its servers say they are.
+	version string
 }
 
 // runSession starts the peers, does the operations and stops the peers, whatever happens.
@@ -81,6 +83,7 @@ func (s *session) start(ctx context.Context, name string) error {
 		return err
 	}
 	s.peers = append(s.peers, p)
+	p.version = d.Version(s.Bin)
 	return d.Start(ctx, Config{Dir: p.dir(), Bin: s.Bin, Nodes: s.Nodes, Env: serverEnv(os.Environ(), system)})
 }
 
