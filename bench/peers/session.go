@@ -43,7 +43,7 @@ func runSession(ctx context.Context, set Settings, row string, out io.Writer) (e
 	defer func() {
 		for _, p := range s.peers {
 			p.d.Procs().Stop()
-			if dir := p.dir(); err == nil {
+			if dir := p.dir(); err == nil || ctx.Err() != nil {
 				os.RemoveAll(dir)
 			} else {
 				fmt.Fprintf(os.Stderr, "peers: the logs of %s are left in %s\n", p.name, dir)
