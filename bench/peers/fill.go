@@ -91,7 +91,7 @@ func watchMemory(pids []int) *memoryWatch {
 	w := &memoryWatch{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
-		for {
+		for ended := false; ; {
 			sum := 0.0
 			for _, id := range pids {
 				v := float64(measure.PidRSSAnon(id)) / (1 << 20)
@@ -99,9 +99,10 @@ func watchMemory(pids []int) *memoryWatch {
 				w.most = max(w.most, v)
 			}
 			w.sum = max(w.sum, sum)
-			if sleep(ctx, time.Second) != nil {
+			if ended {
 				return
 			}
+			ended = sleep(ctx, time.Second) != nil // then once more: a short load ends fuller than it began
 		}
 	}()
 	return w
