@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-tools test-system sim planted powercut check demo cluster bench chaos lint fmt fuzz
+.PHONY: help build test test-tools test-system sim planted powercut check demo cluster bench peers chaos lint fmt fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,3 +99,10 @@ bench: build ## put and get against three nodes of its own for some seconds each
 	  bin/abacus dev up --detach --dir $$dir/c --base-port $${BASE_PORT:-17400}; \
 	  addr=127.0.0.1:$$(( $${BASE_PORT:-17400} + 1 )); \
 	  for op in put get mixed; do echo "== $$op"; bin/abacus --addr $$addr bench --op $$op --clients 64 --duration 10s --warmup 2s; done
+
+# Some minutes with -quick. All of it takes an hour or two and wants the machine to itself: make peers PEERS_ARGS=
+PEERS_ARGS ?= -quick
+peers: build ## the table of figures beside etcd and Redis, short, into bin/peers/peers.md; PEERS_ARGS= for all of it
+	PEERS_BIN=$(CURDIR)/bin/peers bench/peers/setup.sh etcd redis
+	cd bench/peers && $(GO) build -o $(CURDIR)/bin/peers/peers .
+	ABACUS_BIN=$(CURDIR)/bin bin/peers/peers suite -bin bin/peers -dir bin/peers/data -out bin/peers $(PEERS_ARGS)

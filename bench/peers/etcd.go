@@ -24,7 +24,45 @@ type etcdDriver struct {
 
 func (d *etcdDriver) Procs() *Procs { return &d.p }
 
-func (d *etcdDriver) Start(cfg Config) error {
+func (d *etcdDriver) Version(bin string) string {
+	return versionOf(filepath.Join(bin, "etcd"), "--version")
+}
+
+// Settled: every member is a voter that has started, knows of no error and answers a
+// linearizable read itself, for which it has to have applied what is committed.
+func (d *etcdDriver) Settled(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	l, err := d.ctrl[0].MemberList(ctx)
+	if err != nil {
+		return err
+	}
+	if len(l.Members) != len(d.eps) {
+		return fmt.Errorf("%d of %d members", len(l.Members), len(d.eps))
+	}
+	for _, m := range l.Members {
+		if m.IsLearner || m.Name == "" || len(m.ClientURLs) == 0 {
+			return fmt.Errorf("member %x votes not or has not started", m.ID)
+		}
+	}
+	for i, c := range d.ctrl {
+		st, err := c.Status(ctx, d.eps[i])
+		if err != nil {
+			return err
+		}
+		if len(st.Errors) > 0 || st.IsLearner || st.Leader == 0 {
+			return fmt.Errorf("member n%d: leader %x, errors %v", i, st.Leader, st.Errors)
+		}
+		if _, err := c.Get(ctx, "ready"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *etcdDriver) Ready(node int) string { return d.eps[node] + "/readyz" }
+
+func (d *etcdDriver) Start(ctx context.Context, cfg Config) error {
 	ports := freePorts(2 * cfg.Nodes)
 	var init []string
 	for i := range cfg.Nodes {
@@ -34,7 +72,7 @@ func (d *etcdDriver) Start(cfg Config) error {
 		c := fmt.Sprintf("http://127.0.0.1:%d", ports[2*i])
 		pe := fmt.Sprintf("http://127.0.0.1:%d", ports[2*i+1])
 		d.eps = append(d.eps, c)
-		if err := d.p.add(cfg.Dir, filepath.Join(cfg.Bin, "etcd"), "--name", fmt.Sprintf("n%d", i), "--data-dir", filepath.Join(cfg.Dir, fmt.Sprintf("n%d", i)),
+		if err := d.p.add(cfg, filepath.Join(cfg.Bin, "etcd"), "--name", fmt.Sprintf("n%d", i), "--data-dir", filepath.Join(cfg.Dir, fmt.Sprintf("n%d", i)),
 			"--listen-client-urls", c, "--advertise-client-urls", c, "--listen-peer-urls", pe, "--initial-advertise-peer-urls", pe,
 			"--initial-cluster", strings.Join(init, ","), "--initial-cluster-state", "new", "--log-level", "error",
 			"--quota-backend-bytes", "8589934592"); err != nil {
@@ -48,8 +86,8 @@ func (d *etcdDriver) Start(cfg Config) error {
 		}
 		d.ctrl = append(d.ctrl, c)
 	}
-	return retry(20*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	return retry(ctx, 20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := d.ctrl[0].Put(ctx, "ready", "1")
 		return err

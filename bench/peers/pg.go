@@ -24,7 +24,12 @@ type pgDriver struct {
 func (d *pgDriver) Procs() *Procs { return &d.p }
 func (d *pgDriver) Leader() int   { return 0 }
 
-func (d *pgDriver) Start(cfg Config) error {
+func (d *pgDriver) Version(string) string { return versionOf("psql", "--version") }
+
+// Settled: one server, which answers since Start.
+func (d *pgDriver) Settled(context.Context) error { return nil }
+
+func (d *pgDriver) Start(ctx context.Context, cfg Config) error {
 	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	if len(bins) == 0 {
 		return errors.New("no PostgreSQL: run setup.sh")
@@ -38,17 +43,17 @@ func (d *pgDriver) Start(cfg Config) error {
 	if out, err := exec.Command("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", bins[0]+"/initdb", "-D", data, "-A", "trust", "-U", "postgres").CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	if err := d.p.add(cfg.Dir, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", bins[0]+"/postgres", "-D", data, "-p", fmt.Sprint(port), "-h", "127.0.0.1", "-k", "/tmp", "-c", "max_connections=600"); err != nil {
+	if err := d.p.add(cfg, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", bins[0]+"/postgres", "-D", data, "-p", fmt.Sprint(port), "-h", "127.0.0.1", "-k", "/tmp", "-c", "max_connections=600"); err != nil {
 		return err
 	}
 	d.dsn = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port)
-	return retry(15*time.Second, func() error {
-		p, err := pgxpool.New(context.Background(), d.dsn)
+	return retry(ctx, 15*time.Second, func() error {
+		p, err := pgxpool.New(ctx, d.dsn)
 		if err != nil {
 			return err
 		}
 		defer p.Close()
-		_, err = p.Exec(context.Background(), "create table if not exists kv(k text primary key, v bytea)")
+		_, err = p.Exec(ctx, "create table if not exists kv(k text primary key, v bytea)")
 		return err
 	})
 }

@@ -22,16 +22,25 @@ type redisDriver struct {
 func (d *redisDriver) Procs() *Procs { return &d.p }
 func (d *redisDriver) Leader() int   { return 0 }
 
-func (d *redisDriver) Start(cfg Config) error {
+func (d *redisDriver) Version(string) string {
+	return versionOf("redis-server", "--version")
+}
+
+// Settled: one process, which answers since Start.
+func (d *redisDriver) Settled(context.Context) error { return nil }
+
+func (d *redisDriver) Pipe(int) string { return d.addr }
+
+func (d *redisDriver) Start(ctx context.Context, cfg Config) error {
 	port := freePorts(1)[0]
 	d.addr = fmt.Sprintf("127.0.0.1:%d", port)
-	if err := d.p.add(cfg.Dir, "redis-server", "--port", fmt.Sprint(port), "--bind", "127.0.0.1", "--dir", cfg.Dir, "--save", "",
+	if err := d.p.add(cfg, "redis-server", "--port", fmt.Sprint(port), "--bind", "127.0.0.1", "--dir", cfg.Dir, "--save", "",
 		"--appendonly", "yes", "--appendfsync", d.fsync); err != nil {
 		return err
 	}
 	c := redis.NewClient(&redis.Options{Addr: d.addr})
 	defer c.Close()
-	return retry(10*time.Second, func() error { return c.Ping(context.Background()).Err() })
+	return retry(ctx, 10*time.Second, func() error { return c.Ping(ctx).Err() })
 }
 
 func (d *redisDriver) Connect(int, int) (Client, error) {
