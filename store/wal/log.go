@@ -25,10 +25,10 @@ type Log struct {
 	id   uint32
 
 	mu sync.RWMutex
-	// places are where the entries from base on lie; base is 0 while the log is empty.
-	base   uint64
-	places []place
-	// pending follow the places: accepted, and not on the disk yet.
+	// places are where the entries from base on lie, and pending follow them: accepted, and
+	// not on the disk yet. Base is 0 while there are neither.
+	base    uint64
+	places  []place
 	pending []*raft.Log
 	// moved: base has risen since it was last written into the log. A crash brings back
 	// what was before it, which does no harm.
@@ -237,22 +237,22 @@ func (l *Log) rise(base uint64) {
 
 // cut drops the entries from an index on, of those on the disk. The caller holds mu.
 func (l *Log) cut(index uint64) {
-	keep := index - l.base
-	for _, p := range l.places[keep:] {
+	end := l.next()
+	index = min(max(index, l.base), end) // base may have risen since the cut was asked for
+	for _, p := range l.places[index-l.base:] {
 		if p.seg != nil {
 			p.seg.live.Add(-int64(p.size))
 		}
 	}
-	clear(l.places[keep:])
-	if l.places = l.places[:keep]; keep == 0 {
-		l.places = nil
+	clear(l.places[index-l.base:])
+	if l.places = l.places[:index-l.base]; len(l.places) > 0 {
+		return
 	}
-}
-
-// clear drops all entries that are on the disk. The caller holds mu.
-func (l *Log) clear() {
-	l.cut(l.base)
-	l.base, l.moved = 0, false
+	// What was accepted meanwhile still follows.
+	if l.places, l.base = nil, end; len(l.pending) == 0 {
+		l.base = 0
+	}
+	l.moved = false
 }
 
 // landed is called by the loop when entries from index on are on the disk.

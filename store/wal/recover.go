@@ -277,17 +277,17 @@ func (v *recovery) replayEntry(kind byte, id uint32, e *raft.Log, s *segment, at
 func (v *recovery) replayMark(kind byte, l *Log, index uint64) error {
 	switch {
 	case kind == recClear:
-		l.clear()
+		l.cut(0)
 	case kind == recDrop:
-		l.clear()
+		l.cut(0)
 		delete(v.w.logs, l.name)
 		delete(v.ids, l.id)
 	case len(l.places) == 0:
-	case kind == recFirst && index > l.next(), kind == recTruncate && (index <= l.base || index >= l.next()):
+	case kind == recFirst && index > l.next(), kind == recTruncate && index > l.next():
 		return damaged("a deletion at entry %d of log %v, which has %d to %d", index, l.name, l.base, l.last())
 	case kind == recFirst && index > l.base:
 		if l.rise(index); len(l.places) == 0 {
-			l.clear()
+			l.cut(0)
 		}
 	case kind == recTruncate:
 		l.cut(index)
@@ -321,7 +321,7 @@ func (v *recovery) replayManifest(r *reader, begins bool) error {
 			return damaged("a manifest with log %v, which is not defined", m.name)
 		}
 		if m.first == 0 {
-			if l.clear(); len(l.places) != 0 {
+			if l.cut(0); len(l.places) != 0 {
 				return damaged("log %v is empty by the manifest", m.name)
 			}
 			continue

@@ -446,7 +446,7 @@ func (w *WAL) land(r *request, seg *segment) {
 		l.mu.Unlock()
 	case opClear, opDrop:
 		l.mu.Lock()
-		l.clear()
+		l.cut(0)
 		l.mu.Unlock()
 	}
 	if r.op == opDrop {
