@@ -228,9 +228,7 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 func (l *Log) rise(base uint64) {
 	n := base - l.base
 	for _, p := range l.places[:n] {
-		if p.seg != nil { // nil while the log is read: it lay in a segment that is gone
-			p.seg.live.Add(-int64(p.size))
-		}
+		p.seg.live.Add(-int64(p.size))
 	}
 	l.places, l.base = l.places[n:], base
 }
@@ -240,9 +238,7 @@ func (l *Log) cut(index uint64) {
 	end := l.next()
 	index = min(max(index, l.base), end) // base may have risen since the cut was asked for
 	for _, p := range l.places[index-l.base:] {
-		if p.seg != nil {
-			p.seg.live.Add(-int64(p.size))
-		}
+		p.seg.live.Add(-int64(p.size))
 	}
 	clear(l.places[index-l.base:])
 	if l.places = l.places[:index-l.base]; len(l.places) > 0 {
