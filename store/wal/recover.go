@@ -85,8 +85,9 @@ func (w *WAL) recover() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", segmentName(seq), err)
 		}
-		if commits == 0 && i+1 < len(seqs) {
-			return damaged("segment %s says nothing, and others follow it", segmentName(seq))
+		// The last one was named and power failed. What came before it goes only when it has a commit.
+		if commits == 0 && (i+1 < len(seqs) || i == 0 && seq != 1) {
+			return damaged("segment %s has no commit", segmentName(seq))
 		}
 	}
 	if last := seqs[len(seqs)-1]; h.seq < last { // power failed between its name and the note
@@ -201,7 +202,7 @@ func (v *recovery) load(seq uint64) (commits int, err error) {
 			return commits, damaged("there is no commit at %d, and one (%d) follows at %d", off, h.number, at)
 		}
 	}
-	if off+4 <= size && binary.BigEndian.Uint32(b[off:]) == commitMagic {
+	if h, _, _ := openCommit(b, s.salt, off); h.number == w.number+1 {
 		w.log.Warn("the end of the log was cut short: it is left out", "segment", name, "at", off)
 	}
 	w.off = off

@@ -129,14 +129,27 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
 	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
-	if err := w.recover(); err != nil {
+	if err := w.open(); err != nil {
 		w.closeFiles()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w.count()
-	w.prepare.start(w, w.active().seq+1)
 	go w.run()
 	return w, nil
+}
+
+// open does what Open does before the loop runs.
+func (w *WAL) open() error {
+	if err := w.recover(); err != nil {
+		return err
+	}
+	w.count()
+	w.prepare.start(w, w.active().seq+1)
+	if w.off > headerBytes {
+		return nil
+	}
+	// Each segment but the last must have a commit. This one gets its own now: the first that comes
+	// might have no room in it.
+	return w.commit(nil)
 }
 
 // ID names this WAL among all others, for ever.
@@ -402,7 +415,7 @@ func (w *WAL) compose(batch []*request) (records bool, err error) {
 	b = w.forward.compose(b, w.off, seg) // first: what a batch takes away, a copy must not bring back
 	for _, l := range moved {
 		l.mu.Lock()
-		if l.moved && l.defined && !l.dropped {
+		if l.moved && l.defined { // also of one about to be dropped: its segments may go before that is written
 			b = appendMark(b, recFirst, l.id, l.base)
 		}
 		l.moved = false
