@@ -72,14 +72,10 @@ func (w *WAL) install(s *segment) error {
 
 // trim lets go of the oldest segments in which nothing is alive.
 func (w *WAL) trim() {
-	before := len(w.segments)
 	for len(w.segments) > 1 && w.segments[0].live.Load() == 0 && !w.hasMoved() {
 		// Dead by deletions that the file has: hasMoved was asked afterwards.
 		w.prepare.retire(w.segments[0])
 		w.segments = w.segments[1:]
-	}
-	if len(w.segments) != before {
-		w.count()
 	}
 }
 
@@ -96,12 +92,15 @@ func (w *WAL) count() {
 }
 
 // forward empties the oldest segment: what is alive in it is written once more, a piece with
-// each commit. So a log that stands still keeps no old segments.
+// each commit that appends. So a log that stands still keeps no old segments.
 type forward struct {
 	from *segment // nil: none is being emptied
 	todo []forwarded
-	now  []forwarded // in the present commit
-	size int         // of these
+	// credit is how many bytes may be copied: as many as were appended since from was begun with,
+	// so copying at most doubles what is written and what an append waits for.
+	credit int
+	now    []forwarded // in the present commit
+	size   int         // of these
 }
 
 type forwarded struct {
@@ -112,40 +111,26 @@ type forwarded struct {
 	off    int64
 }
 
-func (f *forward) left() bool { return f.from != nil }
-
-// begin begins with the oldest segment if more than half of the log is dead. Each byte that
-// is copied then makes room for one more, so copying at most doubles what is written.
+// begin begins with the oldest segment if more than half of the log is dead: each byte that
+// is copied then makes room for more than one.
 func (f *forward) begin(w *WAL) {
-	if f.from != nil || len(w.segments) <= keepSegments {
+	c := &w.counters
+	if f.from != nil || len(w.segments) <= keepSegments || c.disk.Load() <= 2*c.live.Load()+keepSegments*w.cfg.SegmentBytes {
 		return
 	}
-	var live, disk int64
-	for _, s := range w.segments {
-		live += s.live.Load()
-		disk += int64(s.size)
-	}
-	if disk <= 2*live+keepSegments*w.cfg.SegmentBytes {
-		return
-	}
-	f.from = w.segments[0]
-	w.mu.Lock()
-	logs := make([]*Log, 0, len(w.logs))
-	for _, l := range w.logs {
-		logs = append(logs, l)
-	}
-	w.mu.Unlock()
-	for _, l := range logs {
+	f.from, f.credit = w.segments[0], min(f.credit, 0)
+	for _, l := range w.list() {
 		for _, i := range l.in(f.from) {
 			f.todo = append(f.todo, forwarded{log: l, index: i})
 		}
 	}
 }
 
-// gather reads what the next commit copies.
-func (f *forward) gather(w *WAL) error {
+// gather reads what the next commit copies, beside so many bytes that it appends.
+func (f *forward) gather(appended int) error {
 	f.now, f.size = f.now[:0], 0
-	for len(f.todo) > 0 && f.size < copyBytes {
+	f.credit += appended
+	for len(f.todo) > 0 && f.size < f.credit {
 		e := f.todo[0]
 		f.todo = f.todo[1:]
 		var ok bool
@@ -162,6 +147,7 @@ func (f *forward) gather(w *WAL) error {
 		f.now = append(f.now, e)
 		f.size += len(e.record)
 	}
+	f.credit -= f.size
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,9 +33,6 @@ var ErrClosed = errors.New("log is closed")
 const (
 	// maxGroupBytes bounds what one commit takes from the queue, or one larger append.
 	maxGroupBytes = 4 << 20
-	// copyBytes is how much of the oldest segment is copied forward with each commit: few
-	// appends shall wait for much more than their own bytes.
-	copyBytes = 256 << 10
 	// markAfter is how long the last commit stays unmarked when nothing follows it.
 	markAfter = time.Second
 	// keepSegments are never worth copying: they bound what an idle log takes.
@@ -275,7 +273,7 @@ func (w *WAL) run() {
 	defer idle.Stop()
 	for {
 		batch, closing := w.take()
-		if len(batch) > 0 || w.forward.left() {
+		if len(batch) > 0 {
 			if err := w.commit(batch); err != nil {
 				w.fail(batch, err)
 				return
@@ -378,6 +376,7 @@ func (w *WAL) commit(batch []*request) error {
 	}
 	w.forward.land(w, seg)
 	w.trim()
+	w.count()
 	w.forward.begin(w)
 	if cap(w.buf) > 2*maxGroupBytes {
 		w.buf = nil
@@ -393,10 +392,12 @@ func (w *WAL) compose(batch []*request) (records bool, err error) {
 	w.moved = nil
 	w.mu.Unlock()
 	need := int64(commitBytes + len(moved)*markBytes)
+	appended := 0
 	for _, r := range batch {
+		appended += len(r.records)
 		need += int64(len(r.records)) + markBytes + 32 + int64(len(r.log.name.Replica))
 	}
-	if err := w.forward.gather(w); err != nil {
+	if err := w.forward.gather(appended); err != nil {
 		return false, err
 	}
 	need += int64(w.forward.size)
@@ -472,13 +473,7 @@ func (w *WAL) land(r *request, seg *segment) {
 
 // manifest is the state of all logs as the file has it by now.
 func (w *WAL) manifest() (list []manifestLog) {
-	w.mu.Lock()
-	logs := make([]*Log, 0, len(w.logs))
-	for _, l := range w.logs {
-		logs = append(logs, l)
-	}
-	w.mu.Unlock()
-	for _, l := range logs {
+	for _, l := range w.list() {
 		if !l.defined {
 			continue
 		}
@@ -492,4 +487,11 @@ func (w *WAL) manifest() (list []manifestLog) {
 	}
 	slices.SortFunc(list, func(a, b manifestLog) int { return cmp.Compare(a.id, b.id) })
 	return list
+}
+
+// list has all logs, in no order.
+func (w *WAL) list() []*Log {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.logs))
 }
