@@ -95,11 +95,10 @@ func (l *Log) Append(entries []*raft.Log) (*Append, error) {
 	total := 0
 	for i, e := range entries {
 		n := entrySize(e)
-		if n > maxCommitBytes/2 {
-			return nil, fmt.Errorf("append to log %v: entry %d has %d bytes", l.name, e.Index, n)
+		if total += n; total > maxAppendBytes {
+			return nil, fmt.Errorf("append to log %v: entries %d to %d have %d bytes or more, of at most %d", l.name, entries[0].Index, e.Index, total, maxAppendBytes)
 		}
 		r.sizes[i] = uint32(n)
-		total += n
 	}
 	r.records = make([]byte, 0, total)
 	for _, e := range entries {
@@ -211,7 +210,9 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 		if hi >= l.next() { // raft keeps entries behind what it has not applied yet
 			return fmt.Errorf("delete entries %d to %d of log %v: entries from %d on are not on the disk yet", lo, hi, l.name, l.next())
 		}
-		l.w.noteMoved(l)
+		if err := l.w.noteMoved(l); err != nil {
+			return err
+		}
 		l.moved = true
 		l.rise(hi + 1)
 		return nil

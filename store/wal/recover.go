@@ -136,7 +136,7 @@ func (v *recovery) create(seqs []uint64) error {
 	if err != nil {
 		return err
 	}
-	w.end = position{1, headerBytes}
+	w.segments, w.end = []*segment{s}, position{1, headerBytes}
 	return w.install(s)
 }
 

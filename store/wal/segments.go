@@ -34,6 +34,7 @@ func (w *WAL) roll(need int64) error {
 	if err != nil {
 		return err
 	}
+	w.segments = append(w.segments, s)
 	if min := headerBytes + align(need); min > int64(s.size) {
 		if err := fill(s.file, int64(s.size), min); err != nil {
 			return err
@@ -64,9 +65,7 @@ func (w *WAL) install(s *segment) error {
 	if err := writeHead(w.fs, head{wal: w.id, seq: s.seq}); err != nil {
 		return err
 	}
-	w.segments = append(w.segments, s)
 	w.off = headerBytes
-	w.count()
 	return nil
 }
 
@@ -186,6 +185,7 @@ type preparer struct {
 
 	// The goroutine's own.
 	spares []*segment
+	failed error // an old segment could not be put aside: nothing more is done
 }
 
 type prepared struct {
@@ -244,14 +244,16 @@ func (p *preparer) run() {
 		case <-p.quit:
 			return
 		case s := <-p.retired:
-			if err := p.putAside(s); err != nil {
-				p.w.cfg.Fatal(fmt.Errorf("remove old segment of the log: %w", err))
-				return
+			if p.failed != nil {
+				s.file.Close()
+			} else if p.failed = p.putAside(s); p.failed != nil {
+				p.failed = fmt.Errorf("put old segment of the log aside: %w", p.failed)
+				p.w.cfg.Fatal(p.failed)
 			}
 		case seq := <-p.orders:
 			s, err := p.make(seq)
 			if err != nil {
-				err = fmt.Errorf("prepare segment %d: %w", seq, err)
+				err = fmt.Errorf("prepare segment %d of the log: %w", seq, err)
 			}
 			p.ready <- prepared{s, err}
 		}
@@ -269,17 +271,20 @@ func (p *preparer) putAside(s *segment) error {
 		}
 		return p.w.fs.SyncDir()
 	}
-	name := fmt.Sprintf("%s%016x%s", sparePrefix, s.seq, tmpSuffix)
-	if err := p.w.fs.Rename(s.name, name); err != nil {
+	// A value of its own: who still has the old one must not see it change.
+	spare := &segment{name: fmt.Sprintf("%s%016x%s", sparePrefix, s.seq, tmpSuffix), file: s.file}
+	p.spares = append(p.spares, spare)
+	if err := p.w.fs.Rename(s.name, spare.name); err != nil {
 		return err
 	}
-	// A value of its own: who still has the old one must not see it change.
-	p.spares = append(p.spares, &segment{name: name, file: s.file, segmentHeader: s.segmentHeader})
 	return p.w.fs.SyncDir()
 }
 
 // make has a segment ready under a temporary name.
 func (p *preparer) make(seq uint64) (*segment, error) {
+	if p.failed != nil {
+		return nil, p.failed
+	}
 	var s *segment
 	if n := len(p.spares); n > 0 {
 		s = p.spares[n-1]

@@ -21,7 +21,7 @@ type Config struct {
 	// beyond those in use are kept ready.
 	SegmentBytes int64
 	// Fatal is told when the log could not be written or synced: what is on the disk,
-	// nobody knows. It does not return. Default: panic.
+	// nobody knows. It does not return; if it does, all that waits gets the error. Default: panic.
 	Fatal func(error)
 	// Log; default: none.
 	Log *slog.Logger
@@ -69,6 +69,7 @@ type WAL struct {
 	epoch    time.Time
 	counters counters
 	ended    chan struct{}
+	close    func() error // Close, once
 }
 
 type counters struct{ commits, requests, bytes, copied, segments, made, live, disk atomic.Int64 }
@@ -131,6 +132,7 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 		w.closeFiles()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
+	w.close = sync.OnceValue(w.closeFiles)
 	go w.run()
 	return w, nil
 }
@@ -230,14 +232,14 @@ func (w *WAL) kick() {
 
 // noteMoved has the next commit say where a log begins. The caller holds its mu, and has not
 // taken anything out yet: what is gone must be known to be, before its segment can be.
-func (w *WAL) noteMoved(l *Log) {
-	if l.moved {
-		return
-	}
+func (w *WAL) noteMoved(l *Log) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.moved = append(w.moved, l)
-	w.kick()
+	if w.err == nil && !l.moved {
+		w.moved = append(w.moved, l)
+		w.kick()
+	}
+	return w.err
 }
 
 // Close answers what waits, marks the last commit, so that a start can tell damage of it from a
@@ -250,7 +252,7 @@ func (w *WAL) Close() error {
 	w.kick()
 	w.mu.Unlock()
 	<-w.ended
-	return w.closeFiles()
+	return w.close()
 }
 
 func (w *WAL) closeFiles() error {
@@ -281,20 +283,20 @@ func (w *WAL) run() {
 			idle.Reset(markAfter)
 			continue
 		}
-		if closing {
-			if err := w.mark(); err != nil {
-				w.fail(nil, err)
+		if !closing {
+			select {
+			case <-w.wake:
+				idle.Reset(markAfter)
+				continue
+			case <-idle.C:
 			}
+		}
+		if err := w.mark(); err != nil {
+			w.fail(nil, err)
 			return
 		}
-		select {
-		case <-w.wake:
-			idle.Reset(markAfter)
-		case <-idle.C:
-			if err := w.mark(); err != nil {
-				w.fail(nil, err)
-				return
-			}
+		if closing {
+			return
 		}
 	}
 }
