@@ -58,7 +58,7 @@ func (w *WAL) recover() error {
 		case ok:
 			seqs = append(seqs, seq)
 		case strings.HasSuffix(name, tmpSuffix):
-			if err := w.adopt(name); err != nil {
+			if err := w.fs.Remove(name); err != nil {
 				return err
 			}
 		}
@@ -96,23 +96,6 @@ func (w *WAL) recover() error {
 		}
 	}
 	return v.complete()
-}
-
-// adopt makes what a preparer left behind a spare file, or removes it.
-func (w *WAL) adopt(name string) error {
-	if strings.HasPrefix(name, headName) || len(w.prepare.spares) == maxSpares {
-		return w.fs.Remove(name)
-	}
-	f, err := w.fs.Open(name, false)
-	if err != nil {
-		return err
-	}
-	s := &segment{name: name, file: f}
-	if size, err := f.Size(); err != nil || size != w.cfg.SegmentBytes {
-		return errors.Join(err, f.Close(), w.fs.Remove(name))
-	}
-	w.prepare.spares = append(w.prepare.spares, s)
-	return nil
 }
 
 // create makes a new WAL. A crash in its middle leaves at most one segment without a commit.

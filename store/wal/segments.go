@@ -310,7 +310,7 @@ func (p *preparer) make(seq uint64) (*segment, error) {
 
 // fill writes zeros: only then is writing to the file later a matter of its bytes alone.
 func fill(f File, from, to int64) error {
-	zeros := make([]byte, 256<<10)
+	zeros := make([]byte, min(256<<10, to-from))
 	for from < to {
 		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), to-from)], from)
 		if err != nil {
