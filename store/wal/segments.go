@@ -217,12 +217,12 @@ func (p *preparer) stop() (err error) {
 		case s = <-p.retired:
 		default:
 			for _, s := range p.spares {
-				err = errors.Join(err, s.file.Close())
+				err = errors.Join(err, s.close())
 			}
 			return err
 		}
 		if s != nil {
-			err = errors.Join(err, s.file.Close())
+			err = errors.Join(err, s.close())
 		}
 	}
 }
@@ -245,7 +245,7 @@ func (p *preparer) run() {
 			return
 		case s := <-p.retired:
 			if p.failed != nil {
-				s.file.Close()
+				s.close()
 			} else if p.failed = p.putAside(s); p.failed != nil {
 				p.failed = fmt.Errorf("put old segment of the log aside: %w", p.failed)
 				p.w.cfg.Fatal(p.failed)
@@ -278,6 +278,13 @@ func (p *preparer) putAside(s *segment) error {
 		return err
 	}
 	return p.w.fs.SyncDir()
+}
+
+// close waits for those who read.
+func (s *segment) close() error {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	return s.file.Close()
 }
 
 // make has a segment ready under a temporary name.

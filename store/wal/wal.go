@@ -258,9 +258,7 @@ func (w *WAL) Close() error {
 func (w *WAL) closeFiles() error {
 	err := w.prepare.stop()
 	for _, s := range w.segments {
-		s.reading.Lock()
-		err = errors.Join(err, s.file.Close())
-		s.reading.Unlock()
+		err = errors.Join(err, s.close())
 	}
 	w.segments = nil
 	return err
