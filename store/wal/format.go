@@ -34,8 +34,10 @@ const (
 	commitBytes = 44
 	// alignBytes is where commits begin: a multiple of it.
 	alignBytes = 8
-	// maxCommitBytes bounds what a length may promise.
+	// maxCommitBytes bounds what a length may promise, and maxAppendBytes what one append may take of
+	// it: as much again is copied, and one entry more.
 	maxCommitBytes = 1 << 30
+	maxAppendBytes = maxCommitBytes / 4
 )
 
 // segmentHeader begins a segment.

@@ -25,10 +25,10 @@ type Log struct {
 	id   uint32
 
 	mu sync.RWMutex
-	// places are where the entries from base on lie; base is 0 while the log is empty.
-	base   uint64
-	places []place
-	// pending follow the places: accepted, and not on the disk yet.
+	// places are where the entries from base on lie, and pending follow them: accepted, and
+	// not on the disk yet. Base is 0 while there are neither.
+	base    uint64
+	places  []place
 	pending []*raft.Log
 	// moved: base has risen since it was last written into the log. A crash brings back
 	// what was before it, which does no harm.
@@ -95,11 +95,10 @@ func (l *Log) Append(entries []*raft.Log) (*Append, error) {
 	total := 0
 	for i, e := range entries {
 		n := entrySize(e)
-		if n > maxCommitBytes/2 {
-			return nil, fmt.Errorf("append to log %v: entry %d has %d bytes", l.name, e.Index, n)
+		if total += n; total > maxAppendBytes {
+			return nil, fmt.Errorf("append to log %v: entries %d to %d have %d bytes or more, of at most %d", l.name, entries[0].Index, e.Index, total, maxAppendBytes)
 		}
 		r.sizes[i] = uint32(n)
-		total += n
 	}
 	r.records = make([]byte, 0, total)
 	for _, e := range entries {
@@ -211,7 +210,9 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 		if hi >= l.next() { // raft keeps entries behind what it has not applied yet
 			return fmt.Errorf("delete entries %d to %d of log %v: entries from %d on are not on the disk yet", lo, hi, l.name, l.next())
 		}
-		l.w.noteMoved(l)
+		if err := l.w.noteMoved(l); err != nil {
+			return err
+		}
 		l.moved = true
 		l.rise(hi + 1)
 		return nil
@@ -228,31 +229,27 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 func (l *Log) rise(base uint64) {
 	n := base - l.base
 	for _, p := range l.places[:n] {
-		if p.seg != nil { // nil while the log is read: it lay in a segment that is gone
-			p.seg.live.Add(-int64(p.size))
-		}
+		p.seg.live.Add(-int64(p.size))
 	}
 	l.places, l.base = l.places[n:], base
 }
 
 // cut drops the entries from an index on, of those on the disk. The caller holds mu.
 func (l *Log) cut(index uint64) {
-	keep := index - l.base
-	for _, p := range l.places[keep:] {
-		if p.seg != nil {
-			p.seg.live.Add(-int64(p.size))
-		}
+	end := l.next()
+	index = min(max(index, l.base), end) // base may have risen since the cut was asked for
+	for _, p := range l.places[index-l.base:] {
+		p.seg.live.Add(-int64(p.size))
 	}
-	clear(l.places[keep:])
-	if l.places = l.places[:keep]; keep == 0 {
-		l.places = nil
+	clear(l.places[index-l.base:])
+	if l.places = l.places[:index-l.base]; len(l.places) > 0 {
+		return
 	}
-}
-
-// clear drops all entries that are on the disk. The caller holds mu.
-func (l *Log) clear() {
-	l.cut(l.base)
-	l.base, l.moved = 0, false
+	// What was accepted meanwhile still follows.
+	if l.places, l.base = nil, end; len(l.pending) == 0 {
+		l.base = 0
+	}
+	l.moved = false
 }
 
 // landed is called by the loop when entries from index on are on the disk.

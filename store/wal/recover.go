@@ -17,9 +17,23 @@ import (
 
 // recovery is a start. It fills in the WAL, whose loop does not run yet.
 type recovery struct {
-	w   *WAL
-	ids map[uint32]*Log
-	buf []byte // the segment being read
+	w     *WAL
+	logs  map[uint32]*replayed
+	names map[Name]bool // of these
+	buf   []byte        // the segment being read
+	last  place         // the last commit
+}
+
+// replayed is a log so far: entries first to last, 0 and 0 if there are none. A manifest promises
+// entries that only later records place, and may promise what is deleted before any
+// does: so what a start takes of memory follows from the records that it reads, not from the promise.
+type replayed struct {
+	id          uint32
+	name        Name
+	first, last uint64
+	// places of entries. What it has outside first to last is gone, and is written over before
+	// it could count again: entries come one after the other.
+	places map[uint64]place
 }
 
 // recover reads what is there: each segment from its beginning, each commit in the order in
@@ -27,7 +41,12 @@ type recovery struct {
 // is no whole commit where the next should be, and none after that, the log ends here. All else is
 // damage.
 func (w *WAL) recover() error {
-	v := &recovery{w: w, ids: map[uint32]*Log{}}
+	// What the directory shows may not be durable, if it was the process that ended. A file that is
+	// used anew must not come back under its old name, nor one that takes commits go.
+	if err := w.fs.SyncDir(); err != nil {
+		return err
+	}
+	v := &recovery{w: w, logs: map[uint32]*replayed{}, names: map[Name]bool{}}
 	names, err := w.fs.Names()
 	if err != nil {
 		return err
@@ -39,7 +58,7 @@ func (w *WAL) recover() error {
 		case ok:
 			seqs = append(seqs, seq)
 		case strings.HasSuffix(name, tmpSuffix):
-			if err := w.adopt(name); err != nil {
+			if err := w.fs.Remove(name); err != nil {
 				return err
 			}
 		}
@@ -66,28 +85,17 @@ func (w *WAL) recover() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", segmentName(seq), err)
 		}
-		if commits == 0 && i+1 < len(seqs) {
-			return damaged("segment %s says nothing, and others follow it", segmentName(seq))
+		// The last one was named and power failed. What came before it goes only when it has a commit.
+		if commits == 0 && (i+1 < len(seqs) || i == 0 && seq != 1) {
+			return damaged("segment %s has no commit", segmentName(seq))
 		}
 	}
-	return w.complete()
-}
-
-// adopt makes what a preparer left behind a spare file, or removes it.
-func (w *WAL) adopt(name string) error {
-	if strings.HasPrefix(name, headName) || len(w.prepare.spares) == maxSpares {
-		return w.fs.Remove(name)
+	if last := seqs[len(seqs)-1]; h.seq < last { // power failed between its name and the note
+		if err := writeHead(w.fs, head{wal: w.id, seq: last}); err != nil {
+			return err
+		}
 	}
-	f, err := w.fs.Open(name, false)
-	if err != nil {
-		return err
-	}
-	s := &segment{name: name, file: f}
-	if size, err := f.Size(); err != nil || size != w.cfg.SegmentBytes {
-		return errors.Join(err, f.Close(), w.fs.Remove(name))
-	}
-	w.prepare.spares = append(w.prepare.spares, s)
-	return nil
+	return v.complete()
 }
 
 // create makes a new WAL. A crash in its middle leaves at most one segment without a commit.
@@ -111,7 +119,7 @@ func (v *recovery) create(seqs []uint64) error {
 	if err != nil {
 		return err
 	}
-	w.end = position{1, headerBytes}
+	w.segments, w.end = []*segment{s}, position{1, headerBytes}
 	return w.install(s)
 }
 
@@ -164,8 +172,9 @@ func (v *recovery) load(seq uint64) (commits int, err error) {
 			return commits, fmt.Errorf("commit %d at %d: %w", h.number, off, err)
 		}
 		commits++
+		v.last = place{s, uint32(off), uint32(commitBytes + len(records))}
 		off += align(int64(commitBytes + len(records)))
-		w.number, w.end = h.number, position{seq, uint64(off)}
+		w.number, w.end, w.unmarked = h.number, position{seq, uint64(off)}, len(records) > 0
 	}
 	// What was begun and not synced when power failed may be there in part, but then it was the last.
 	for at := off + alignBytes; at+commitBytes <= size; at += alignBytes {
@@ -176,7 +185,7 @@ func (v *recovery) load(seq uint64) (commits int, err error) {
 			return commits, damaged("there is no commit at %d, and one (%d) follows at %d", off, h.number, at)
 		}
 	}
-	if off+4 <= size && binary.BigEndian.Uint32(b[off:]) == commitMagic {
+	if h, _, _ := openCommit(b, s.salt, off); h.number == w.number+1 {
 		w.log.Warn("the end of the log was cut short: it is left out", "segment", name, "at", off)
 	}
 	w.off = off
@@ -190,7 +199,7 @@ func (v *recovery) load(seq uint64) (commits int, err error) {
 func (v *recovery) replay(s *segment, at int64, records []byte, begins bool) error {
 	r := reader{b: records}
 	for len(r.b) > 0 && !r.failed {
-		place := at + int64(len(records)-len(r.b))
+		lies := at + int64(len(records)-len(r.b))
 		switch kind := r.b[0]; kind {
 		case recEntry, recCopy:
 			n, err := entryLength(r.b)
@@ -201,7 +210,7 @@ func (v *recovery) replay(s *segment, at int64, records []byte, begins bool) err
 			if err != nil {
 				return err
 			}
-			if err := v.replayEntry(kind, id, &e, s, place, n); err != nil {
+			if err := v.replayEntry(kind, id, &e, place{s, uint32(lies), uint32(n)}); err != nil {
 				return err
 			}
 		case recManifest:
@@ -214,13 +223,15 @@ func (v *recovery) replay(s *segment, at int64, records []byte, begins bool) err
 			r.u8()
 			id := r.u32()
 			name := r.name()
-			if r.failed || v.ids[id] != nil || v.w.logs[name] != nil {
-				return damaged("log %d is defined twice", id)
+			if r.failed {
+				break
 			}
-			v.define(id, name)
+			if _, err := v.define(id, name); err != nil {
+				return err
+			}
 		case recFirst, recTruncate, recClear, recDrop:
 			r.u8()
-			l, index := v.ids[r.u32()], r.u64()
+			l, index := v.logs[r.u32()], r.u64()
 			if r.failed || l == nil {
 				return damaged("a record of a log that is not defined")
 			}
@@ -237,60 +248,51 @@ func (v *recovery) replay(s *segment, at int64, records []byte, begins bool) err
 	return nil
 }
 
-func (v *recovery) define(id uint32, name Name) *Log {
-	w := v.w
-	l := &Log{w: w, name: name, id: id, defined: true}
-	w.logs[name], v.ids[id] = l, l
-	w.nextID = max(w.nextID, id)
-	return l
+func (v *recovery) define(id uint32, name Name) (*replayed, error) {
+	if v.logs[id] != nil || v.names[name] {
+		return nil, damaged("log %d, of %v, is defined twice", id, name)
+	}
+	l := &replayed{id: id, name: name, places: map[uint64]place{}}
+	v.logs[id], v.names[name] = l, true
+	v.w.nextID = max(v.w.nextID, id)
+	return l, nil
 }
 
-func (v *recovery) replayEntry(kind byte, id uint32, e *raft.Log, s *segment, at int64, size int) error {
-	l := v.ids[id]
-	if l == nil {
+func (v *recovery) replayEntry(kind byte, id uint32, e *raft.Log, p place) error {
+	l := v.logs[id]
+	switch {
+	case l == nil:
 		return damaged("an entry of log %d, which is not defined", id)
-	}
-	p := place{s, uint32(at), uint32(size)}
-	if kind == recCopy {
-		if e.Index < l.base || e.Index >= l.next() {
-			return nil // it was copied while somebody deleted it
+	case kind == recCopy:
+		if l.first <= e.Index && e.Index <= l.last { // else it was deleted while it was copied
+			l.places[e.Index] = p
 		}
-		old := &l.places[e.Index-l.base]
-		if old.seg != nil {
-			old.seg.live.Add(-int64(old.size))
-		}
-		*old = p
-		s.live.Add(int64(size))
 		return nil
+	case e.Index == 0 || l.last != 0 && e.Index != l.last+1:
+		return damaged("entry %d of log %v where %d should follow", e.Index, l.name, l.last+1)
+	case l.last == 0:
+		l.first = e.Index
 	}
-	if len(l.places) == 0 {
-		l.base = e.Index
-	}
-	if e.Index != l.next() || e.Index == 0 {
-		return damaged("entry %d of log %v where %d should follow", e.Index, l.name, l.next())
-	}
-	l.places = append(l.places, p)
-	s.live.Add(int64(size))
+	l.last = e.Index
+	l.places[e.Index] = p
 	return nil
 }
 
-func (v *recovery) replayMark(kind byte, l *Log, index uint64) error {
+func (v *recovery) replayMark(kind byte, l *replayed, index uint64) error {
 	switch {
-	case kind == recClear:
-		l.clear()
 	case kind == recDrop:
-		l.clear()
-		delete(v.w.logs, l.name)
-		delete(v.ids, l.id)
-	case len(l.places) == 0:
-	case kind == recFirst && index > l.next(), kind == recTruncate && (index <= l.base || index >= l.next()):
-		return damaged("a deletion at entry %d of log %v, which has %d to %d", index, l.name, l.base, l.last())
-	case kind == recFirst && index > l.base:
-		if l.rise(index); len(l.places) == 0 {
-			l.clear()
-		}
+		delete(v.logs, l.id)
+		delete(v.names, l.name)
+	case l.last == 0:
+	case kind == recClear, kind == recTruncate && index <= l.first, kind == recFirst && index == l.last+1:
+		l.first, l.last = 0, 0
+		clear(l.places)
+	case index > l.last:
+		return damaged("a deletion at entry %d of log %v, which has %d to %d", index, l.name, l.first, l.last)
 	case kind == recTruncate:
-		l.cut(index)
+		l.last = index - 1
+	case kind == recFirst:
+		l.first = max(l.first, index)
 	}
 	return nil
 }
@@ -298,59 +300,66 @@ func (v *recovery) replayMark(kind byte, l *Log, index uint64) error {
 // replayManifest compares what is known with what the beginning of a segment says, or takes it
 // from there: where the entries lie, later records say.
 func (v *recovery) replayManifest(r *reader, begins bool) error {
-	w := v.w
 	n := r.u32()
-	if !begins && int(n) != len(w.logs) {
-		return damaged("a manifest of %d logs, there are %d", n, len(w.logs))
+	if !begins && int(n) != len(v.logs) {
+		return damaged("a manifest of %d logs, there are %d", n, len(v.logs))
 	}
 	for range n {
 		m := manifestLog{id: r.u32(), name: r.name(), first: r.u64(), last: r.u64()}
 		if r.failed {
 			return damaged("manifest cut short")
 		}
-		l := w.logs[m.name]
-		switch {
-		case m.first > m.last || m.first == 0 && m.last != 0 || m.last-m.first > 1<<32:
+		if m.first > m.last || m.first == 0 && m.last != 0 {
 			return damaged("a manifest with entries %d to %d", m.first, m.last)
-		case begins && l == nil:
-			if l = v.define(m.id, m.name); m.first > 0 {
-				l.base, l.places = m.first, make([]place, m.last-m.first+1)
+		}
+		if begins {
+			l, err := v.define(m.id, m.name)
+			if err != nil {
+				return err
 			}
+			l.first, l.last = m.first, m.last
 			continue
-		case l == nil || l.id != m.id:
+		}
+		l := v.logs[m.id]
+		switch {
+		case l == nil || l.name != m.name:
 			return damaged("a manifest with log %v, which is not defined", m.name)
+		case m.first != 0 && (m.last != l.last || m.first < l.first):
+			return damaged("log %v has entries %d to %d, by the manifest %d to %d", m.name, l.first, l.last, m.first, m.last)
 		}
-		if m.first == 0 {
-			if l.clear(); len(l.places) != 0 {
-				return damaged("log %v is empty by the manifest", m.name)
-			}
-			continue
-		}
-		if len(l.places) == 0 || m.last != l.last() || m.first < l.base {
-			return damaged("log %v has entries %d to %d, by the manifest %d to %d", m.name, l.base, l.last(), m.first, m.last)
-		}
-		l.rise(m.first)
+		l.first, l.last = m.first, m.last // the beginning may have been deleted meanwhile, up to all that there was
 	}
 	return nil
 }
 
 // complete is the end of a recovery: all that should be there is, and what was read is durable.
-func (w *WAL) complete() error {
-	for name, l := range w.logs {
-		for i, p := range l.places {
-			if p.seg == nil {
-				return damaged("entry %d of log %v is gone", l.base+uint64(i), name)
+func (v *recovery) complete() error {
+	w := v.w
+	for _, r := range v.logs {
+		l := &Log{w: w, name: r.name, id: r.id, defined: true, base: r.first}
+		for i := r.first; i != 0 && uint64(len(l.places)) < r.last-r.first+1; i++ {
+			p, ok := r.places[i]
+			if !ok {
+				return damaged("entry %d of log %v is gone", i, r.name)
 			}
+			l.places = append(l.places, p)
+			p.seg.live.Add(int64(p.size))
 		}
+		w.logs[r.name] = l
 	}
-	// What we have read may be in the page cache only, if it was the process that ended.
-	if err := w.active().file.Sync(); err != nil {
+	// The last commit may be in the page cache only, if it was the process that ended; after a
+	// sync that failed, another one would not write it. What was written before it was synced before it.
+	if v.last.seg == nil {
+		return nil
+	}
+	b, f := make([]byte, v.last.size), v.last.seg.file
+	if _, err := f.ReadAt(b, int64(v.last.off)); err != nil {
 		return err
 	}
-	if n := len(w.segments); n > 1 {
-		return w.segments[n-2].file.Sync()
+	if _, err := f.WriteAt(b, int64(v.last.off)); err != nil {
+		return err
 	}
-	return nil
+	return f.Sync()
 }
 
 // head is the file that says that there is a WAL, and how far it goes at least.

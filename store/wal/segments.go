@@ -34,6 +34,7 @@ func (w *WAL) roll(need int64) error {
 	if err != nil {
 		return err
 	}
+	w.segments = append(w.segments, s)
 	if min := headerBytes + align(need); min > int64(s.size) {
 		if err := fill(s.file, int64(s.size), min); err != nil {
 			return err
@@ -64,22 +65,16 @@ func (w *WAL) install(s *segment) error {
 	if err := writeHead(w.fs, head{wal: w.id, seq: s.seq}); err != nil {
 		return err
 	}
-	w.segments = append(w.segments, s)
 	w.off = headerBytes
-	w.count()
 	return nil
 }
 
 // trim lets go of the oldest segments in which nothing is alive.
 func (w *WAL) trim() {
-	before := len(w.segments)
 	for len(w.segments) > 1 && w.segments[0].live.Load() == 0 && !w.hasMoved() {
 		// Dead by deletions that the file has: hasMoved was asked afterwards.
 		w.prepare.retire(w.segments[0])
 		w.segments = w.segments[1:]
-	}
-	if len(w.segments) != before {
-		w.count()
 	}
 }
 
@@ -96,12 +91,15 @@ func (w *WAL) count() {
 }
 
 // forward empties the oldest segment: what is alive in it is written once more, a piece with
-// each commit. So a log that stands still keeps no old segments.
+// each commit that appends. So a log that stands still keeps no old segments.
 type forward struct {
 	from *segment // nil: none is being emptied
 	todo []forwarded
-	now  []forwarded // in the present commit
-	size int         // of these
+	// credit is how many bytes may be copied: as many as were appended since from was begun with,
+	// so copying at most doubles what is written and what an append waits for.
+	credit int
+	now    []forwarded // in the present commit
+	size   int         // of these
 }
 
 type forwarded struct {
@@ -112,40 +110,26 @@ type forwarded struct {
 	off    int64
 }
 
-func (f *forward) left() bool { return f.from != nil }
-
-// begin begins with the oldest segment if more than half of the log is dead. Each byte that
-// is copied then makes room for one more, so copying at most doubles what is written.
+// begin begins with the oldest segment if more than half of the log is dead: each byte that
+// is copied then makes room for more than one.
 func (f *forward) begin(w *WAL) {
-	if f.from != nil || len(w.segments) <= keepSegments {
+	c := &w.counters
+	if f.from != nil || len(w.segments) <= keepSegments || c.disk.Load() <= 2*c.live.Load()+keepSegments*w.cfg.SegmentBytes {
 		return
 	}
-	var live, disk int64
-	for _, s := range w.segments {
-		live += s.live.Load()
-		disk += int64(s.size)
-	}
-	if disk <= 2*live+keepSegments*w.cfg.SegmentBytes {
-		return
-	}
-	f.from = w.segments[0]
-	w.mu.Lock()
-	logs := make([]*Log, 0, len(w.logs))
-	for _, l := range w.logs {
-		logs = append(logs, l)
-	}
-	w.mu.Unlock()
-	for _, l := range logs {
+	f.from, f.credit = w.segments[0], min(f.credit, 0)
+	for _, l := range w.list() {
 		for _, i := range l.in(f.from) {
 			f.todo = append(f.todo, forwarded{log: l, index: i})
 		}
 	}
 }
 
-// gather reads what the next commit copies.
-func (f *forward) gather(w *WAL) error {
+// gather reads what the next commit copies, beside so many bytes that it appends.
+func (f *forward) gather(appended int) error {
 	f.now, f.size = f.now[:0], 0
-	for len(f.todo) > 0 && f.size < copyBytes {
+	f.credit += appended
+	for len(f.todo) > 0 && f.size < f.credit {
 		e := f.todo[0]
 		f.todo = f.todo[1:]
 		var ok bool
@@ -162,6 +146,7 @@ func (f *forward) gather(w *WAL) error {
 		f.now = append(f.now, e)
 		f.size += len(e.record)
 	}
+	f.credit -= f.size
 	return nil
 }
 
@@ -200,6 +185,7 @@ type preparer struct {
 
 	// The goroutine's own.
 	spares []*segment
+	failed error // an old segment could not be put aside: nothing more is done
 }
 
 type prepared struct {
@@ -231,12 +217,12 @@ func (p *preparer) stop() (err error) {
 		case s = <-p.retired:
 		default:
 			for _, s := range p.spares {
-				err = errors.Join(err, s.file.Close())
+				err = errors.Join(err, s.close())
 			}
 			return err
 		}
 		if s != nil {
-			err = errors.Join(err, s.file.Close())
+			err = errors.Join(err, s.close())
 		}
 	}
 }
@@ -258,14 +244,16 @@ func (p *preparer) run() {
 		case <-p.quit:
 			return
 		case s := <-p.retired:
-			if err := p.putAside(s); err != nil {
-				p.w.cfg.Fatal(fmt.Errorf("remove old segment of the log: %w", err))
-				return
+			if p.failed != nil {
+				s.close()
+			} else if p.failed = p.putAside(s); p.failed != nil {
+				p.failed = fmt.Errorf("put old segment of the log aside: %w", p.failed)
+				p.w.cfg.Fatal(p.failed)
 			}
 		case seq := <-p.orders:
 			s, err := p.make(seq)
 			if err != nil {
-				err = fmt.Errorf("prepare segment %d: %w", seq, err)
+				err = fmt.Errorf("prepare segment %d of the log: %w", seq, err)
 			}
 			p.ready <- prepared{s, err}
 		}
@@ -283,17 +271,27 @@ func (p *preparer) putAside(s *segment) error {
 		}
 		return p.w.fs.SyncDir()
 	}
-	name := fmt.Sprintf("%s%016x%s", sparePrefix, s.seq, tmpSuffix)
-	if err := p.w.fs.Rename(s.name, name); err != nil {
+	// A value of its own: who still has the old one must not see it change.
+	spare := &segment{name: fmt.Sprintf("%s%016x%s", sparePrefix, s.seq, tmpSuffix), file: s.file}
+	p.spares = append(p.spares, spare)
+	if err := p.w.fs.Rename(s.name, spare.name); err != nil {
 		return err
 	}
-	// A value of its own: who still has the old one must not see it change.
-	p.spares = append(p.spares, &segment{name: name, file: s.file, segmentHeader: s.segmentHeader})
 	return p.w.fs.SyncDir()
+}
+
+// close waits for those who read.
+func (s *segment) close() error {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	return s.file.Close()
 }
 
 // make has a segment ready under a temporary name.
 func (p *preparer) make(seq uint64) (*segment, error) {
+	if p.failed != nil {
+		return nil, p.failed
+	}
 	var s *segment
 	if n := len(p.spares); n > 0 {
 		s = p.spares[n-1]
@@ -319,7 +317,7 @@ func (p *preparer) make(seq uint64) (*segment, error) {
 
 // fill writes zeros: only then is writing to the file later a matter of its bytes alone.
 func fill(f File, from, to int64) error {
-	zeros := make([]byte, 256<<10)
+	zeros := make([]byte, min(256<<10, to-from))
 	for from < to {
 		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), to-from)], from)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,7 @@ type Config struct {
 	// beyond those in use are kept ready.
 	SegmentBytes int64
 	// Fatal is told when the log could not be written or synced: what is on the disk,
-	// nobody knows. It does not return. Default: panic.
+	// nobody knows. It does not return; if it does, all that waits gets the error. Default: panic.
 	Fatal func(error)
 	// Log; default: none.
 	Log *slog.Logger
@@ -32,9 +33,6 @@ var ErrClosed = errors.New("log is closed")
 const (
 	// maxGroupBytes bounds what one commit takes from the queue, or one larger append.
 	maxGroupBytes = 4 << 20
-	// copyBytes is how much of the oldest segment is copied forward with each commit: few
-	// appends shall wait for much more than their own bytes.
-	copyBytes = 256 << 10
 	// markAfter is how long the last commit stays unmarked when nothing follows it.
 	markAfter = time.Second
 	// keepSegments are never worth copying: they bound what an idle log takes.
@@ -71,6 +69,7 @@ type WAL struct {
 	epoch    time.Time
 	counters counters
 	ended    chan struct{}
+	close    func() error // Close, once
 }
 
 type counters struct{ commits, requests, bytes, copied, segments, made, live, disk atomic.Int64 }
@@ -129,14 +128,28 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
 	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
-	if err := w.recover(); err != nil {
+	if err := w.open(); err != nil {
 		w.closeFiles()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w.count()
-	w.prepare.start(w, w.active().seq+1)
+	w.close = sync.OnceValue(w.closeFiles)
 	go w.run()
 	return w, nil
+}
+
+// open does what Open does before the loop runs.
+func (w *WAL) open() error {
+	if err := w.recover(); err != nil {
+		return err
+	}
+	w.count()
+	w.prepare.start(w, w.active().seq+1)
+	if w.off > headerBytes {
+		return nil
+	}
+	// Each segment but the last must have a commit. This one gets its own now: the first that comes
+	// might have no room in it.
+	return w.commit(nil)
 }
 
 // ID names this WAL among all others, for ever.
@@ -219,14 +232,14 @@ func (w *WAL) kick() {
 
 // noteMoved has the next commit say where a log begins. The caller holds its mu, and has not
 // taken anything out yet: what is gone must be known to be, before its segment can be.
-func (w *WAL) noteMoved(l *Log) {
-	if l.moved {
-		return
-	}
+func (w *WAL) noteMoved(l *Log) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.moved = append(w.moved, l)
-	w.kick()
+	if w.err == nil && !l.moved {
+		w.moved = append(w.moved, l)
+		w.kick()
+	}
+	return w.err
 }
 
 // Close answers what waits, marks the last commit, so that a start can tell damage of it from a
@@ -239,15 +252,13 @@ func (w *WAL) Close() error {
 	w.kick()
 	w.mu.Unlock()
 	<-w.ended
-	return w.closeFiles()
+	return w.close()
 }
 
 func (w *WAL) closeFiles() error {
 	err := w.prepare.stop()
 	for _, s := range w.segments {
-		s.reading.Lock()
-		err = errors.Join(err, s.file.Close())
-		s.reading.Unlock()
+		err = errors.Join(err, s.close())
 	}
 	w.segments = nil
 	return err
@@ -262,7 +273,7 @@ func (w *WAL) run() {
 	defer idle.Stop()
 	for {
 		batch, closing := w.take()
-		if len(batch) > 0 || w.forward.left() {
+		if len(batch) > 0 {
 			if err := w.commit(batch); err != nil {
 				w.fail(batch, err)
 				return
@@ -270,20 +281,20 @@ func (w *WAL) run() {
 			idle.Reset(markAfter)
 			continue
 		}
-		if closing {
-			if err := w.mark(); err != nil {
-				w.fail(nil, err)
+		if !closing {
+			select {
+			case <-w.wake:
+				idle.Reset(markAfter)
+				continue
+			case <-idle.C:
 			}
+		}
+		if err := w.mark(); err != nil {
+			w.fail(nil, err)
 			return
 		}
-		select {
-		case <-w.wake:
-			idle.Reset(markAfter)
-		case <-idle.C:
-			if err := w.mark(); err != nil {
-				w.fail(nil, err)
-				return
-			}
+		if closing {
+			return
 		}
 	}
 }
@@ -365,6 +376,7 @@ func (w *WAL) commit(batch []*request) error {
 	}
 	w.forward.land(w, seg)
 	w.trim()
+	w.count()
 	w.forward.begin(w)
 	if cap(w.buf) > 2*maxGroupBytes {
 		w.buf = nil
@@ -380,10 +392,12 @@ func (w *WAL) compose(batch []*request) (records bool, err error) {
 	w.moved = nil
 	w.mu.Unlock()
 	need := int64(commitBytes + len(moved)*markBytes)
+	appended := 0
 	for _, r := range batch {
+		appended += len(r.records)
 		need += int64(len(r.records)) + markBytes + 32 + int64(len(r.log.name.Replica))
 	}
-	if err := w.forward.gather(w); err != nil {
+	if err := w.forward.gather(appended); err != nil {
 		return false, err
 	}
 	need += int64(w.forward.size)
@@ -402,7 +416,7 @@ func (w *WAL) compose(batch []*request) (records bool, err error) {
 	b = w.forward.compose(b, w.off, seg) // first: what a batch takes away, a copy must not bring back
 	for _, l := range moved {
 		l.mu.Lock()
-		if l.moved && l.defined && !l.dropped {
+		if l.moved && l.defined { // also of one about to be dropped: its segments may go before that is written
 			b = appendMark(b, recFirst, l.id, l.base)
 		}
 		l.moved = false
@@ -446,7 +460,7 @@ func (w *WAL) land(r *request, seg *segment) {
 		l.mu.Unlock()
 	case opClear, opDrop:
 		l.mu.Lock()
-		l.clear()
+		l.cut(0)
 		l.mu.Unlock()
 	}
 	if r.op == opDrop {
@@ -459,13 +473,7 @@ func (w *WAL) land(r *request, seg *segment) {
 
 // manifest is the state of all logs as the file has it by now.
 func (w *WAL) manifest() (list []manifestLog) {
-	w.mu.Lock()
-	logs := make([]*Log, 0, len(w.logs))
-	for _, l := range w.logs {
-		logs = append(logs, l)
-	}
-	w.mu.Unlock()
-	for _, l := range logs {
+	for _, l := range w.list() {
 		if !l.defined {
 			continue
 		}
@@ -479,4 +487,11 @@ func (w *WAL) manifest() (list []manifestLog) {
 	}
 	slices.SortFunc(list, func(a, b manifestLog) int { return cmp.Compare(a.id, b.id) })
 	return list
+}
+
+// list has all logs, in no order.
+func (w *WAL) list() []*Log {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.logs))
 }
