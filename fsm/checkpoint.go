@@ -33,6 +33,7 @@ type frozen struct {
 type checkpointing struct {
 	began time.Time
 	bytes int64 // of the layer that it writes
+	rows  int   // in it
 }
 
 // runCheckpoints writes a checkpoint when the layer in memory has grown so large.
@@ -87,7 +88,11 @@ func (f *FSM) checkpoint() error {
 		return err
 	}
 	defer fz.gen.release()
-	f.checkpointing.Store(&checkpointing{began: time.Now(), bytes: fz.layer.bytes})
+	under := &checkpointing{began: time.Now(), bytes: fz.layer.bytes}
+	for _, t := range fz.layer.trees {
+		under.rows += t.Len()
+	}
+	f.checkpointing.Store(under)
 	defer f.checkpointing.Store(nil)
 	if f.cfg.OnCheckpoint != nil {
 		f.cfg.OnCheckpoint()
@@ -98,9 +103,7 @@ func (f *FSM) checkpoint() error {
 		return err
 	}
 	f.checkpoints.Add(1)
-	for _, t := range fz.layer.trees {
-		f.checkpointRows.Add(uint64(t.Len()))
-	}
+	f.checkpointRows.Add(uint64(under.rows))
 	return f.thaw(fz)
 }
 

@@ -120,8 +120,8 @@ type FSM struct {
 	repeats atomic.Uint64
 	// checkpoints written since Open, and the rows of them.
 	checkpoints, checkpointRows atomic.Uint64
-	kick    chan struct{} // has a token when a checkpoint may be due
-	turn    chan struct{} // held by the checkpoint under way
+	kick                        chan struct{} // has a token when a checkpoint may be due
+	turn                        chan struct{} // held by the checkpoint under way
 	// checkpointing is the checkpoint under way, nil if there is none.
 	checkpointing atomic.Pointer[checkpointing]
 
@@ -283,6 +283,14 @@ func (f *FSM) Checkpointing() (took time.Duration, bytes int64) {
 		return 0, 0
 	}
 	return time.Since(c.began), c.bytes
+}
+
+// CheckpointingRows is how many rows the checkpoint under way writes, 0 if there is none.
+func (f *FSM) CheckpointingRows() int {
+	if c := f.checkpointing.Load(); c != nil {
+		return c.rows
+	}
+	return 0
 }
 
 // Checkpoints is how many checkpoints were written since Open, and how many rows in all.

@@ -39,9 +39,9 @@ type Status struct {
 	Records       int64  // keys stored here, with those that have ended and are not purged yet
 	// OverlayBytes is about how much memory the state takes that is not in its file yet.
 	OverlayBytes int64
-	// Checkpointing is how long the checkpoint under way has taken, 0 if there is none. Checkpoints and
+	// CheckpointingRows is how many rows the checkpoint under way writes, 0 if there is none. Checkpoints and
 	// CheckpointRows count those since the replica was opened, and the rows that they wrote.
-	Checkpointing               time.Duration
+	CheckpointingRows           int
 	Checkpoints, CheckpointRows uint64
 	// Held: this leader holds writes back until a checkpoint has made room, here or at a voter.
 	Held bool
@@ -86,7 +86,7 @@ func (s *Store) Status() Status {
 		Applied: s.fsm.Applied(), Durable: s.fsm.DurableIndex(), Records: s.fsm.Stored(), Term: s.stable.term.Load(), LastContact: -1,
 		OverlayBytes: s.fsm.OverlayBytes(), Held: s.admit.held.Load(), Holds: s.admit.holds.Load(), RefusedFull: s.admit.refused.Load(),
 	}
-	st.Checkpointing, _ = s.fsm.Checkpointing()
+	st.CheckpointingRows = s.fsm.CheckpointingRows()
 	st.Checkpoints, st.CheckpointRows = s.fsm.Checkpoints()
 	in := s.inst.Load()
 	if in == nil {
