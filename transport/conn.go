@@ -3,19 +3,24 @@ package transport
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 // peerConn is a connection whose hello was accepted.
 type peerConn struct {
 	net.Conn
-	r    *bufio.Reader // of the peerConn itself
-	idle time.Duration // a read that waits longer fails; 0 waits for ever
-	last atomic.Int64  // when bytes last came in, since epoch
+	r    *bufio.Reader   // of the peerConn itself
+	raw  syscall.RawConn // to write without waiting; nil: it cannot be done
+	try  attempt         // of who holds outbox.writing
+	idle time.Duration   // a read that waits longer fails; 0 waits for ever
+	last atomic.Int64    // when bytes last came in, since epoch
 }
 
 // epoch is any moment of the monotonic clock.
@@ -23,6 +28,10 @@ var epoch = time.Now()
 
 func newPeerConn(conn net.Conn) *peerConn {
 	c := &peerConn{Conn: conn}
+	if s, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = s.SyscallConn()
+		c.try.run = c.try.write
+	}
 	c.last.Store(int64(time.Since(epoch)))
 	c.r = bufio.NewReaderSize(c, readBufferBytes)
 	return c
@@ -131,13 +140,93 @@ func (t *TCP) openError(ctx context.Context, err error) *Error {
 	return Errorf(CodeUnavailable, "connect: %v", err)
 }
 
-// outbox gathers frames for the one loop that writes them.
+// outbox gathers frames for the one loop that writes them. On a link that is idle, whoever
+// has a frame to send writes it without the loop, which would have to be woken for it.
 type outbox struct {
 	mu    sync.Mutex
 	buf   []byte
 	spare []byte
 	gen   uint64        // counts the buffers taken
 	wake  chan struct{} // holds one: there is something to take
+
+	// writing is held by who writes to the socket. It is taken before mu, or tried.
+	writing sync.Mutex
+	// rest is what a write that did not wait has left over: it goes first. Guarded by writing.
+	rest []byte
+}
+
+// begin takes what has gathered if nobody writes and nothing is left over; the caller, who
+// holds mu, then calls write. Otherwise the loop is told.
+func (o *outbox) begin(conn *peerConn) []byte {
+	if conn != nil && conn.raw != nil && o.writing.TryLock() {
+		if o.rest == nil {
+			return o.takeLocked()
+		}
+		o.writing.Unlock()
+	}
+	o.signal()
+	return nil
+}
+
+// write sends what begin took, as far as the socket takes it without waiting. The loop
+// sends the rest.
+func (o *outbox) write(conn *peerConn, b []byte) error {
+	defer o.writing.Unlock()
+	n, err := conn.tryWrite(b)
+	if n < len(b) && err == nil {
+		o.rest = b[n:]
+		o.signal()
+		return nil
+	}
+	o.giveBack(b)
+	return err
+}
+
+// flush sends what is left over and what has gathered, and says whether there was anything.
+func (o *outbox) flush(conn *peerConn, timeout time.Duration) (any bool, err error) {
+	o.writing.Lock()
+	defer o.writing.Unlock()
+	if rest := o.rest; rest != nil {
+		o.rest = nil
+		if err := writeAll(conn, rest, timeout); err != nil {
+			return true, err
+		}
+		any = true
+	}
+	b := o.take()
+	if len(b) == 0 {
+		return any, nil
+	}
+	err = writeAll(conn, b, timeout)
+	o.giveBack(b)
+	return true, err
+}
+
+// attempt is a write that does not wait; it is used again, so that it costs no memory.
+type attempt struct {
+	run func(fd uintptr) bool
+	b   []byte
+	n   int
+	err error
+}
+
+func (a *attempt) write(fd uintptr) bool {
+	a.n, a.err = syscall.Write(int(fd), a.b)
+	return true
+}
+
+// tryWrite writes what the socket takes at once.
+func (c *peerConn) tryWrite(b []byte) (n int, err error) {
+	c.try.b, c.try.n, c.try.err = b, 0, nil
+	err = c.raw.Write(c.try.run)
+	n, c.try.b = max(c.try.n, 0), nil
+	if err == nil {
+		err = c.try.err
+	}
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, nil
+	}
+	return n, err
 }
 
 func (o *outbox) signal() {
@@ -202,5 +291,5 @@ func writeAll(conn net.Conn, b []byte, timeout time.Duration) error {
 		}
 		b = b[n:]
 	}
-	return nil
+	return conn.SetWriteDeadline(time.Time{}) // or it would end a write that does not wait
 }

@@ -26,6 +26,7 @@ type lane struct {
 	out   outbox
 
 	// Guarded by out.mu.
+	conn    *peerConn        // nil while there is none
 	pending map[uint64]*call // sent or in the outbox, unanswered
 	lastID  uint64
 	refusal *Error    // why the last attempt to connect failed ...
@@ -80,30 +81,45 @@ func (l *lane) enqueue(ctx context.Context, c *call, deadline time.Time, m Metho
 	}
 	h := header{typ: frameRequest, number: uint16(m), deadline: l.t.clock.at(deadline)}
 	h.describe(req) // outside the lock: it reads the whole body
+	conn, b, err := l.put(ctx, c, &h, req)
+	if b != nil {
+		l.t.stats.writes.Add(1)
+		if l.out.write(conn, b) != nil {
+			conn.Close() // the loops end the link, and with it the call
+		}
+	}
+	return err
+}
 
+// put puts a request in the outbox. If nothing else is under way it returns what the caller
+// is to write itself.
+func (l *lane) put(ctx context.Context, c *call, h *header, req []byte) (conn *peerConn, direct []byte, err error) {
 	l.out.mu.Lock()
 	defer l.out.mu.Unlock()
 	switch {
 	case ctx.Err() != nil:
-		return Errorf(CodeTimeout, "call %s: %v", l.to, context.Cause(ctx))
+		return nil, nil, Errorf(CodeTimeout, "call %s: %v", l.to, context.Cause(ctx))
 	case l.closed:
-		return Errorf(CodeClosed, "this node's transport is closed")
+		return nil, nil, Errorf(CodeClosed, "this node's transport is closed")
 	case l.refusal != nil && time.Now().Before(l.until):
-		return l.refusal
+		return nil, nil, l.refusal
 	case len(l.out.buf) > 0 && len(l.out.buf)+len(req) > l.queue:
-		return Errorf(CodeUnavailable, "queue to %s is full", l.to)
+		return nil, nil, Errorf(CodeUnavailable, "queue to %s is full", l.to)
 	}
 	l.lastID++
 	h.id, h.sent = l.lastID, l.t.clock.now()
 	c.id, c.gen, c.off, c.size = h.id, l.out.gen, len(l.out.buf), headerSize+len(req)
-	l.out.buf = appendFrame(l.out.buf, &h, req)
+	l.out.buf = appendFrame(l.out.buf, h, req)
 	l.pending[c.id] = c
 	if c.wake == nil {
 		c.stop = context.AfterFunc(ctx, func() { l.abandon(ctx, c) })
 	}
 	l.t.stats.sent.Add(1)
-	l.out.signal()
-	return nil
+	if len(l.pending) > 1 { // who else is about to send shares the write
+		l.out.signal()
+		return nil, nil, nil
+	}
+	return l.conn, l.out.begin(l.conn), nil
 }
 
 // abandon ends the wait for a call whose context ended. A request that is
@@ -231,13 +247,24 @@ func (l *lane) serve(ctx context.Context, conn *peerConn) error {
 		defer close(done)
 		readErr = l.runRead(conn.r)
 	}()
+	l.setConn(conn)
 	err := l.runWrite(ctx, conn, done)
+	l.setConn(nil)
 	l.t.forget(conn)
 	<-done
 	if err == nil {
 		err = readErr
 	}
 	return err
+}
+
+func (l *lane) setConn(conn *peerConn) {
+	l.out.writing.Lock() // nobody writes to the one before any more
+	defer l.out.writing.Unlock()
+	l.out.rest = nil
+	l.out.mu.Lock()
+	defer l.out.mu.Unlock()
+	l.conn = conn
 }
 
 // runWrite sends what gathers in the outbox, and asks a silent peer whether it
@@ -252,13 +279,10 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 			return nil
 		default:
 		}
-		if b := l.out.take(); len(b) > 0 {
+		if any, err := l.out.flush(conn, l.t.cfg.WriteTimeout); err != nil {
+			return fmt.Errorf("write: %w", err)
+		} else if any {
 			l.t.stats.writes.Add(1)
-			err := writeAll(conn, b, l.t.cfg.WriteTimeout)
-			l.out.giveBack(b)
-			if err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
 			continue
 		}
 		select {
@@ -282,7 +306,10 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 				// and would then seem older than the question.
 				asked = time.Now()
 				h := header{typ: framePing, sent: l.t.clock.now()}
-				if err := writeAll(conn, appendFrame(nil, &h, nil), l.t.cfg.WriteTimeout); err != nil {
+				l.out.mu.Lock()
+				l.out.buf = appendFrame(l.out.buf, &h, nil)
+				l.out.mu.Unlock()
+				if _, err := l.out.flush(conn, l.t.cfg.WriteTimeout); err != nil {
 					return fmt.Errorf("write: %w", err)
 				}
 			}

@@ -357,8 +357,8 @@ func (in *inbound) answer(id uint64, n int64, resp []byte, err error) {
 	h.describe(resp)
 	size := int64(headerSize + len(resp))
 	in.out.mu.Lock()
-	defer in.out.mu.Unlock()
 	if in.closed {
+		in.out.mu.Unlock()
 		return
 	}
 	delete(in.running, id)
@@ -366,7 +366,47 @@ func (in *inbound) answer(id uint64, n int64, resp []byte, err error) {
 	in.answers++
 	in.size += size
 	in.out.buf = appendFrame(in.out.buf, &h, resp)
-	in.out.signal()
+	if in.admitted > 1 { // handlers about to answer share the write
+		in.out.signal()
+		in.out.mu.Unlock()
+		return
+	}
+	b := in.out.begin(in.conn)
+	gone := in.taken(b)
+	in.out.mu.Unlock()
+	if b == nil {
+		return
+	}
+	in.t.stats.writes.Add(1)
+	if in.out.write(in.conn, b) != nil {
+		in.conn.Close() // the reading loop ends the link
+		return
+	}
+	in.sent(gone)
+}
+
+// answers are those that are being written.
+type answers struct {
+	count int
+	size  int64
+}
+
+// taken notes that what has gathered was taken to be written. The caller holds out.mu.
+func (in *inbound) taken(b []byte) (a answers) {
+	if len(b) == 0 {
+		return a
+	}
+	a = answers{in.answers, in.size}
+	in.answers, in.size, in.refused, in.ponged = 0, 0, 0, false
+	return a
+}
+
+// sent notes that answers were written: their requests are not admitted any more.
+func (in *inbound) sent(a answers) {
+	in.out.mu.Lock()
+	defer in.out.mu.Unlock()
+	in.admitted -= a.count
+	in.bytes -= a.size
 }
 
 // refuse answers a request that was not admitted. A peer that goes on without
@@ -399,29 +439,45 @@ func (in *inbound) pong() {
 // runWrite sends what gathers in the outbox.
 func (in *inbound) runWrite() {
 	for {
-		in.out.mu.Lock()
-		b := in.out.takeLocked()
-		n, size := in.answers, in.size
-		in.answers, in.size, in.refused, in.ponged = 0, 0, 0, false
-		in.out.mu.Unlock()
-		if len(b) == 0 {
-			select {
-			case <-in.ctx.Done():
-				return
-			case <-in.out.wake:
-				runtime.Gosched() // handlers about to answer share the write
-			}
-			continue
-		}
-		in.t.stats.writes.Add(1)
-		if err := writeAll(in.conn, b, in.t.cfg.WriteTimeout); err != nil {
+		any, err := in.flush()
+		switch {
+		case err != nil:
 			in.conn.Close() // the reading loop ends the link
 			return
+		case any:
+			continue
 		}
-		in.out.giveBack(b)
-		in.out.mu.Lock()
-		in.admitted -= n
-		in.bytes -= size
-		in.out.mu.Unlock()
+		select {
+		case <-in.ctx.Done():
+			return
+		case <-in.out.wake:
+			runtime.Gosched() // handlers about to answer share the write
+		}
 	}
+}
+
+func (in *inbound) flush() (any bool, err error) {
+	in.out.writing.Lock()
+	defer in.out.writing.Unlock()
+	if rest := in.out.rest; rest != nil {
+		in.out.rest = nil
+		if err := writeAll(in.conn, rest, in.t.cfg.WriteTimeout); err != nil {
+			return true, err
+		}
+		any = true
+	}
+	in.out.mu.Lock()
+	b := in.out.takeLocked()
+	gone := in.taken(b)
+	in.out.mu.Unlock()
+	if len(b) == 0 {
+		return any, nil
+	}
+	in.t.stats.writes.Add(1)
+	if err := writeAll(in.conn, b, in.t.cfg.WriteTimeout); err != nil {
+		return true, err
+	}
+	in.out.giveBack(b)
+	in.sent(gone)
+	return true, nil
 }
