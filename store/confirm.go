@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"runtime"
@@ -26,7 +27,8 @@ import (
 //
 // All shards of a node share the way to a peer. A read that finds it free goes at
 // once; those that come while it is taken gather in their shards' next rounds, and
-// one message then asks for all of them. There is no timer but to ask again.
+// one message then asks for all of them. As many voters are asked as make a majority, those
+// first who answered last; the others only if these are slow (confirmHedge) or do not confirm.
 
 const (
 	// confirmsInFlight is how many messages to one peer may be unanswered. With
@@ -38,6 +40,9 @@ const (
 	confirmTimeout = 500 * time.Millisecond
 	// confirmRetry is the pause before a voter that did not answer is asked again.
 	confirmRetry = 20 * time.Millisecond
+	// confirmHedge is how long the voters that were asked first may take before the others are
+	// asked as well: several round trips within a machine room.
+	confirmHedge = 3 * time.Millisecond
 	// maxRounds is how many closed rounds of one shard may be undecided: while no
 	// majority answers, further reads share one more instead of having one each.
 	maxRounds = 8
@@ -62,6 +67,9 @@ type round struct {
 	need   int     // confirmations of others that make a majority
 	got    int
 	denied int // voters in a later term
+	// reserve are places in voters that are not asked yet, from since on.
+	reserve []int
+	since   time.Time
 
 	settled bool
 	done    chan struct{} // closed when settled
@@ -97,6 +105,10 @@ type confirms struct {
 	readers int
 	// starting: start is about to run.
 	starting bool
+	// reserves are sealed rounds, in order, that may have to ask more voters; hedging says that
+	// askReserves will look at them.
+	reserves []*round
+	hedging  bool
 	stats    ReadStats
 }
 
@@ -125,6 +137,7 @@ type rounds struct {
 // confirmPeer is the way to one node.
 type confirmPeer struct {
 	node     string
+	answered uint64           // its newest message that was answered
 	waiting  map[ask]struct{} // not sent yet; what is settled is taken out
 	inFlight int
 }
@@ -191,7 +204,11 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	r.readers++
 	c.readers++
 	c.stats.Reads++
-	if !c.starting && r.readers == 1 && c.ctx.Err() == nil {
+	switch {
+	case c.ctx.Err() != nil, c.starting, r.readers > 1:
+	case c.readers == 1:
+		c.next() // there is nobody to wait for
+	default:
 		c.starting = true
 		c.wg.Go(c.start)
 	}
@@ -261,9 +278,67 @@ func (c *confirms) trySeal(s *rounds) {
 		c.settle(r, nil) // there is nobody to ask
 		return
 	}
-	for i, v := range r.voters {
-		c.peer(v.node).waiting[ask{r, i}] = struct{}{}
+	c.choose(r)
+}
+
+// choose has as many voters asked as are needed, and keeps the others in reserve.
+func (c *confirms) choose(r *round) {
+	order := make([]int, len(r.voters))
+	for i := range order {
+		order[i] = i
 	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		x, y := c.peer(r.voters[a].node), c.peer(r.voters[b].node)
+		if full, other := x.inFlight >= confirmsInFlight, y.inFlight >= confirmsInFlight; full != other {
+			if full {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(y.answered, x.answered)
+	})
+	for _, i := range order[:r.need] {
+		c.peer(r.voters[i].node).waiting[ask{r, i}] = struct{}{}
+	}
+	if r.reserve = order[r.need:]; len(r.reserve) == 0 {
+		return
+	}
+	r.since = time.Now()
+	c.reserves = append(c.reserves, r)
+	if !c.hedging {
+		c.hedging = true
+		time.AfterFunc(confirmHedge, c.askReserves)
+	}
+}
+
+// askMore has the voters asked that were kept in reserve.
+func (c *confirms) askMore(r *round) {
+	for _, i := range r.reserve {
+		c.peer(r.voters[i].node).waiting[ask{r, i}] = struct{}{}
+	}
+	r.reserve = nil
+}
+
+// askReserves lets rounds that wait for too long ask all their voters.
+func (c *confirms) askReserves() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, keep := time.Now(), c.reserves[:0]
+	for _, r := range c.reserves {
+		switch {
+		case r.settled:
+		case now.Sub(r.since) >= confirmHedge:
+			c.askMore(r)
+		default:
+			keep = append(keep, r)
+		}
+	}
+	clear(c.reserves[len(keep):])
+	c.reserves = keep
+	if c.hedging = len(keep) > 0 && c.ctx.Err() == nil; c.hedging {
+		time.AfterFunc(confirmHedge, c.askReserves)
+	}
+	c.pump()
 }
 
 // majority is how many others must confirm, of so many, beside ourselves if we
@@ -325,7 +400,7 @@ func (c *confirms) settle(r *round, err error) {
 	if r.settled {
 		return
 	}
-	r.settled, r.err = true, err
+	r.settled, r.err, r.reserve = true, err, nil
 	close(r.done)
 	for i, v := range r.voters {
 		delete(c.peer(v.node).waiting, ask{r, i})
@@ -398,6 +473,9 @@ func (c *confirms) run(p *confirmPeer, m *message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.inFlight--
+	if err == nil {
+		p.answered = max(p.answered, m.id)
+	}
 	c.next()
 }
 
@@ -410,6 +488,7 @@ func (c *confirms) deliver(m *message, terms []uint64, err error) {
 			case a.r.settled:
 			case err != nil || terms[i] == 0:
 				again = append(again, a)
+				c.askMore(a.r)
 			default:
 				c.answer(a, terms[i])
 			}
@@ -449,6 +528,7 @@ func (c *confirms) answer(a ask, term uint64) {
 		if r.denied++; len(r.voters)-r.denied < r.need {
 			c.settle(r, r.l.store.notLeader())
 		}
+		c.askMore(r)
 		return
 	}
 	if r.got++; r.got >= r.need {
