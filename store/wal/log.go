@@ -30,8 +30,8 @@ type Log struct {
 	base    uint64
 	places  []place
 	pending []*raft.Log
-	// moved: base has risen since it was last written into the log. A crash brings back
-	// what was before it, which does no harm.
+	// moved: a beginning was deleted, and the file does not say so yet. A crash brings it
+	// back, which does no harm.
 	moved   bool
 	dropped bool
 
@@ -249,7 +249,6 @@ func (l *Log) cut(index uint64) {
 	if l.places, l.base = nil, end; len(l.pending) == 0 {
 		l.base = 0
 	}
-	l.moved = false
 }
 
 // landed is called by the loop when entries from index on are on the disk.

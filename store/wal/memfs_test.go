@@ -391,3 +391,10 @@ func (h *memHandle) Close() error {
 	h.closed = true
 	return nil
 }
+
+func (m *memFS) find(name string) (*memInode, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f, ok := m.names[name]
+	return f, ok
+}

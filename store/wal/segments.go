@@ -193,8 +193,9 @@ type prepared struct {
 	err error
 }
 
-// maxSpares is how many files that are no longer in use are kept.
-const maxSpares = 2
+// maxSpares is how many files that are no longer in use are kept: as many as come at once when the one
+// that held them up is empty.
+const maxSpares = keepSegments + 1
 
 func (p *preparer) start(w *WAL, seq uint64) {
 	p.w = w

@@ -17,8 +17,8 @@ import (
 // Config says how to open a WAL. The zero Config is usable.
 type Config struct {
 	// SegmentBytes is the size of a segment, at least 16 KiB and at most 1 GiB; one that a
-	// larger commit needs is larger. Default 16 MiB: a new one costs three syncs, and two
-	// beyond those in use are kept ready.
+	// larger commit needs is larger. Default 16 MiB: a new one costs three syncs, and some
+	// beyond those in use are kept to be used again.
 	SegmentBytes int64
 	// Fatal is told when the log could not be written or synced: what is on the disk,
 	// nobody knows. It does not return; if it does, all that waits gets the error. Default: panic.
@@ -35,8 +35,9 @@ const (
 	maxGroupBytes = 4 << 20
 	// markAfter is how long the last commit stays unmarked when nothing follows it.
 	markAfter = time.Second
-	// keepSegments are never worth copying: they bound what an idle log takes.
-	keepSegments = 4
+	// keepSegments are never worth copying, whatever is alive in them: the smaller, the more is
+	// copied for an idle log.
+	keepSegments = 3
 )
 
 // WAL is the log of a node's replicas. Its methods may be called at any time.
@@ -416,8 +417,12 @@ func (w *WAL) compose(batch []*request) (records bool, err error) {
 	b = w.forward.compose(b, w.off, seg) // first: what a batch takes away, a copy must not bring back
 	for _, l := range moved {
 		l.mu.Lock()
-		if l.moved && l.defined { // also of one about to be dropped: its segments may go before that is written
+		switch { // also of one about to be dropped: its segments may go before that is written
+		case !l.moved || !l.defined:
+		case len(l.places) > 0:
 			b = appendMark(b, recFirst, l.id, l.base)
+		default: // the end was cut meanwhile
+			b = appendMark(b, recClear, l.id, 0)
 		}
 		l.moved = false
 		l.mu.Unlock()
@@ -464,6 +469,7 @@ func (w *WAL) land(r *request, seg *segment) {
 		l.mu.Unlock()
 	}
 	if r.op == opDrop {
+		l.defined = false
 		w.mu.Lock()
 		delete(w.logs, l.name)
 		w.mu.Unlock()

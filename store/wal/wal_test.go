@@ -1,11 +1,40 @@
 package wal
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
+
+// TestMain shows that nothing is left running when all tests have closed what they opened.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for range 1000 { // the last instructions of a goroutine that has said that it ends
+		if !strings.Contains(stacks(), "wal.(*preparer).run") && !strings.Contains(stacks(), "wal.(*WAL).run") {
+			os.Exit(code)
+		}
+		runtime.Gosched()
+	}
+	fmt.Println("goroutines are left:\n" + stacks())
+	os.Exit(1)
+}
+
+func stacks() string {
+	b := make([]byte, 1<<20)
+	return string(b[:runtime.Stack(b, true)])
+}
 
 func entries(term, from, to uint64, size int) (list []*raft.Log) {
 	for i := from; i <= to; i++ {
@@ -14,72 +43,765 @@ func entries(term, from, to uint64, size int) (list []*raft.Log) {
 	return list
 }
 
-// TestReopen shows that what was stored is there after a restart, over many
-// segments and several logs, one of which stands still.
-func TestReopen(t *testing.T) {
-	dir := t.TempDir()
-	w, err := Open(Dir(dir), Config{SegmentBytes: 64 << 10})
+// open opens a WAL that the test closes; it fails the test on a fatal error, unless the test ended the process.
+func open(t testing.TB, fs FS, segmentBytes int64) *WAL {
+	t.Helper()
+	w, err := Open(fs, Config{SegmentBytes: segmentBytes, Fatal: func(err error) {
+		if !errors.Is(err, errOff) {
+			t.Errorf("fatal: %v", err)
+		}
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	idle, busy := w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
-	if err := idle.StoreLogs(entries(1, 1, 10, 500)); err != nil {
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
 		t.Fatal(err)
 	}
-	for i := uint64(1); i <= 2000; i += 10 {
-		if err := busy.StoreLogs(entries(1, i, i+9, 400)); err != nil {
-			t.Fatal(err)
+}
+
+// want fails unless the log has these entries, each of the term that terms has at its place, and whole.
+func want(t testing.TB, l *Log, first uint64, terms ...uint64) {
+	t.Helper()
+	gotFirst, _ := l.FirstIndex()
+	gotLast, _ := l.LastIndex()
+	last := first + uint64(len(terms)) - 1
+	if len(terms) == 0 {
+		first, last = 0, 0
+	}
+	if gotFirst != first || gotLast != last {
+		t.Fatalf("%v has %d to %d, want %d to %d", l.name, gotFirst, gotLast, first, last)
+	}
+	for i, term := range terms {
+		var e raft.Log
+		must(t, l.GetLog(first+uint64(i), &e))
+		if e.Index != first+uint64(i) || e.Term != term {
+			t.Fatalf("%v: entry %d has index %d and term %d, want %d", l.name, first+uint64(i), e.Index, e.Term, term)
 		}
+	}
+	for _, i := range []uint64{0, first - 1, last + 1} {
+		if err := l.GetLog(i, new(raft.Log)); !errors.Is(err, raft.ErrLogNotFound) {
+			t.Fatalf("%v: entry %d: %v", l.name, i, err)
+		}
+	}
+}
+
+// terms is n times the term.
+func terms(n int, term uint64) []uint64 { return slices.Repeat([]uint64{term}, n) }
+
+// reopen closes or kills the WAL, or cuts its power, and opens it again.
+func reopen(t testing.TB, fs *memFS, w *WAL, how string) *WAL {
+	t.Helper()
+	if how != "close" {
+		fs.kill()
+	}
+	w.Close()
+	if how == "cut" {
+		fs.powerCut(rand.New(rand.NewPCG(1, 1)), true)
+	} else {
+		fs.restart()
+	}
+	return open(t, fs, w.cfg.SegmentBytes)
+}
+
+// TestReopen shows, on a real directory, that what was stored is there after a restart, over many
+// segments and several logs, one of which stands still.
+func TestReopen(t *testing.T) {
+	dir := Dir(t.TempDir())
+	w := open(t, dir, 64<<10)
+	idle, busy := w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
+	must(t, idle.StoreLogs(entries(1, 1, 10, 500)))
+	for i := uint64(1); i <= 2000; i += 10 {
+		must(t, busy.StoreLogs(entries(1, i, i+9, 400)))
 		if i > 50 {
-			if err := busy.DeleteRange(1, i-50); err != nil {
-				t.Fatal(err)
-			}
+			must(t, busy.DeleteRange(1, i-50))
 		}
 	}
 	if s := w.Stats(); s.SegmentsInUse > keepSegments+1 || s.CopiedBytes == 0 {
 		t.Errorf("%+v", s)
 	}
 	for range 3 {
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if w, err = Open(Dir(dir), Config{SegmentBytes: 64 << 10}); err != nil {
-			t.Fatal(err)
-		}
-		idle, busy = w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
-		for l, want := range map[*Log][2]uint64{idle: {1, 10}, busy: {1942, 2000}} {
-			if l.base != want[0] || l.last() != want[1] {
-				t.Fatalf("%v has %d to %d, want %v", l.name, l.base, l.last(), want)
-			}
-			for i := want[0]; i <= want[1]; i++ {
-				var e raft.Log
-				if err := l.GetLog(i, &e); err != nil || e.Index != i || e.Term != 1 {
-					t.Fatalf("entry %d: %+v, %v", i, e, err)
-				}
-			}
-		}
+		must(t, w.Close())
+		w = open(t, dir, 64<<10)
+		want(t, w.Replica(Name{1, "a"}), 1, terms(10, 1)...)
+		want(t, w.Replica(Name{2, "b"}), 1942, terms(59, 1)...)
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
+	if names := w.Names(); !slices.Equal(names, []Name{{1, "a"}, {2, "b"}}) {
+		t.Errorf("names %v", names)
 	}
 }
 
-func BenchmarkStore(b *testing.B) {
-	w, err := Open(Dir(b.TempDir()), Config{})
-	if err != nil {
-		b.Fatal(err)
+// TestEntryKeepsItsFields shows that each field of an entry comes back, with values at their limits.
+func TestEntryKeepsItsFields(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	list := []*raft.Log{
+		{Index: 7, Term: 1<<64 - 1, Type: raft.LogConfiguration, Data: []byte("d"), Extensions: []byte("x"), AppendedAt: time.Unix(5, 7)},
+		{Index: 8, Extensions: []byte("only")},
+		{Index: 9, Data: []byte{0}},
+		{Index: 10},
 	}
-	defer w.Close()
-	l := w.Replica(Name{1, "a"})
-	i := uint64(0)
-	for b.Loop() {
-		i++
-		if err := l.StoreLogs(entries(1, i, i, 300)); err != nil {
-			b.Fatal(err)
+	must(t, w.Replica(Name{0, ""}).StoreLogs(list))
+	w = reopen(t, fs, w, "close")
+	for _, e := range list {
+		var got raft.Log
+		if must(t, w.Replica(Name{0, ""}).GetLog(e.Index, &got)); !sameEntry(e, &got) {
+			t.Errorf("%+v came back as %+v", e, got)
 		}
-		if i%1000 == 0 {
-			if err := l.DeleteRange(1, i-100); err != nil {
-				b.Fatal(err)
+	}
+}
+
+// TestAppendIsReadable shows that what Append has accepted can be read at once, that Wait returns after the
+// sync and not before, and that appends are answered in order. The sync is held meanwhile.
+func TestAppendIsReadable(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l := w.Replica(Name{1, "a"})
+	held, release := fs.gate()
+	defer release()
+	var waits []*Append
+	for i := range uint64(3) {
+		a, err := l.Append(entries(1, 1+2*i, 2+2*i, 10))
+		must(t, err)
+		waits = append(waits, a)
+	}
+	<-held
+	want(t, l, 1, terms(6, 1)...)
+	if err := l.DeleteRange(1, 2); err == nil {
+		t.Error("entries that are not on the disk yet were deleted from the beginning")
+	}
+	for _, a := range waits {
+		if len(a.done) > 0 {
+			t.Error("an append was answered before its sync")
+		}
+	}
+	if w.Writing() <= 0 {
+		t.Error("nothing is being written")
+	}
+	release()
+	for range 2 { // Wait may be called again
+		for i := range waits {
+			must(t, waits[len(waits)-1-i].Wait())
+		}
+	}
+	want(t, l, 1, terms(6, 1)...)
+	want(t, reopen(t, fs, w, "cut").Replica(Name{1, "a"}), 1, terms(6, 1)...)
+}
+
+// TestRefused shows what is refused, and that it changes nothing.
+func TestRefused(t *testing.T) {
+	for _, size := range []int64{1, 16<<10 - 1, 1<<30 + 1} {
+		if _, err := Open(newMemFS(), Config{SegmentBytes: size}); err == nil {
+			t.Errorf("segments of %d bytes were accepted", size)
+		}
+	}
+	w := open(t, newMemFS(), 16<<10)
+	l := w.Replica(Name{1, "a"})
+	must(t, l.StoreLogs(nil))
+	must(t, l.StoreLogs(entries(1, 5, 10, 10)))
+	big := make([]byte, maxAppendBytes/2)
+	for what, list := range map[string][]*raft.Log{
+		"a gap":          entries(1, 12, 13, 10),
+		"a repetition":   entries(1, 10, 10, 10),
+		"a gap within":   {{Index: 11}, {Index: 13}},
+		"too many bytes": {{Index: 11, Data: big}, {Index: 12, Data: big}},
+	} {
+		if err := l.StoreLogs(list); err == nil {
+			t.Errorf("%s was accepted", what)
+		}
+	}
+	if err := w.Replica(Name{2, "b"}).StoreLog(&raft.Log{Index: 0}); err == nil {
+		t.Error("entry 0 was accepted")
+	}
+	if err := l.DeleteRange(6, 7); err == nil {
+		t.Error("a hole was accepted")
+	}
+	for _, r := range [][2]uint64{{1, 4}, {11, 20}, {8, 7}} { // nothing is there
+		must(t, l.DeleteRange(r[0], r[1]))
+	}
+	want(t, l, 5, terms(6, 1)...)
+}
+
+// TestAppendersShareCommits shows that what comes while a commit is synced shares the next one: 64
+// appends of 64 logs wait for a held sync, and take one more.
+func TestAppendersShareCommits(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 64<<10)
+	before := w.Stats()
+	held, release := fs.gate()
+	defer release()
+	first, err := w.Replica(Name{0, "a"}).Append(entries(1, 1, 1, 10))
+	must(t, err)
+	<-held
+	waits := []*Append{first}
+	for i := range uint32(64) {
+		a, err := w.Replica(Name{1 + i, "a"}).Append(entries(1, 1, 1, 10))
+		must(t, err)
+		waits = append(waits, a)
+	}
+	release()
+	for _, a := range waits {
+		must(t, a.Wait())
+	}
+	if s := w.Stats(); s.Commits-before.Commits != 2 || s.Requests != 65 {
+		t.Errorf("%d requests took %d commits", s.Requests, s.Commits-before.Commits)
+	}
+}
+
+// TestIdleLogHoldsNothing shows that the disk is bounded while one log stands still and another goes
+// on: never more than two bytes for each that is alive, and five segments; and what stands still is there.
+func TestIdleLogHoldsNothing(t *testing.T) {
+	const segment = 32 << 10
+	fs := newMemFS()
+	w := open(t, fs, segment)
+	idle, busy := w.Replica(Name{1, "idle"}), w.Replica(Name{2, "busy"})
+	must(t, idle.StoreLogs(entries(1, 1, 20, 700)))
+	for i := uint64(1); i <= 6000; i += 5 {
+		must(t, busy.StoreLogs(entries(1, i, i+4, 300)))
+		if i > 20 {
+			must(t, busy.DeleteRange(1, i-20))
+		}
+		if s := w.Stats(); s.DiskBytes > 2*s.LiveBytes+5*segment {
+			t.Fatalf("after %d entries: %+v", i, s)
+		}
+	}
+	s := w.Stats()
+	if files, _ := fs.Names(); len(files) > int(s.SegmentsInUse)+maxSpares+2 {
+		t.Errorf("files %q, in use %d", files, s.SegmentsInUse)
+	}
+	if s.CopiedBytes == 0 || 2*s.CopiedBytes > s.WrittenBytes {
+		t.Errorf("%+v", s)
+	}
+	if s.SegmentsMade > keepSegments+maxSpares+2 {
+		t.Errorf("%d segments were made", s.SegmentsMade)
+	}
+	want(t, reopen(t, fs, w, "cut").Replica(Name{1, "idle"}), 1, terms(20, 1)...)
+}
+
+// TestLargeIdleLog shows the bound when much stands still at the beginning of the log, and what comes
+// comes in large commits: three bytes for each that is alive, and five segments.
+func TestLargeIdleLog(t *testing.T) {
+	const segment = 32 << 10
+	w := open(t, newMemFS(), segment)
+	idle, busy := w.Replica(Name{1, "idle"}), w.Replica(Name{2, "busy"})
+	for i := uint64(1); i <= 1000; i += 10 {
+		must(t, idle.StoreLogs(entries(1, i, i+9, 1000)))
+	}
+	worst := 0.0
+	for i := uint64(1); i <= 6000; i += 20 {
+		must(t, busy.StoreLogs(entries(1, i, i+19, 1000)))
+		must(t, busy.DeleteRange(1, i))
+		s := w.Stats()
+		worst = max(worst, float64(s.DiskBytes-5*segment)/float64(s.LiveBytes))
+	}
+	if s := w.Stats(); worst > 3 || 2*s.CopiedBytes > s.WrittenBytes {
+		t.Errorf("up to %.2f bytes of disk for one that is alive; %+v", worst, s)
+	}
+	want(t, idle, 1, terms(1000, 1)...)
+}
+
+// TestNothingIsCopiedAtRest shows that a log in which nothing is deleted, in segments half empty by their nature,
+// is not copied for ever: each commit copies at most what it appends.
+func TestNothingIsCopiedAtRest(t *testing.T) {
+	w := open(t, newMemFS(), 16<<10)
+	l := w.Replica(Name{1, "a"})
+	for i := uint64(1); i <= 60; i++ {
+		must(t, l.StoreLogs(entries(1, i, i, 6100)))
+	}
+	if s := w.Stats(); s.CopiedBytes == 0 || 2*s.CopiedBytes > s.WrittenBytes || s.Commits > 61 {
+		t.Errorf("%+v", s)
+	}
+	want(t, l, 1, terms(60, 1)...)
+}
+
+// TestBigEntry shows that an entry of 20 MiB is stored, between small ones, in segments of 16 KiB, as the
+// first of a new log too, and that its segment is removed when nobody needs it.
+func TestBigEntry(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l := w.Replica(Name{1, "a"})
+	big := bytes.Repeat([]byte("0123456789abcdef"), 20<<20/16)
+	for i := range uint64(2) {
+		must(t, l.StoreLog(&raft.Log{Index: 1 + 2*i, Term: 1, Data: big}))
+		must(t, l.StoreLogs(entries(1, 2+2*i, 2+2*i, 100)))
+		w = reopen(t, fs, w, "cut")
+		l = w.Replica(Name{1, "a"})
+		want(t, l, 1, terms(int(2+2*i), 1)...)
+		var e raft.Log
+		if must(t, l.GetLog(1+2*i, &e)); !bytes.Equal(e.Data, big) {
+			t.Fatal("the big entry is not what was stored")
+		}
+	}
+	must(t, l.DeleteRange(1, 3))
+	for i := uint64(5); w.Stats().SegmentsInUse > keepSegments; i++ {
+		if i > 100 {
+			t.Fatalf("%+v", w.Stats())
+		}
+		must(t, l.StoreLogs(entries(1, i, i, 5000)))
+	}
+	must(t, w.Close()) // and so waits for the files to go
+	if s := w.Stats(); s.DiskBytes > 1<<20 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestReadsBesideRecycling shows that readers see whole entries, or that there is none, while segments are
+// emptied and used again under them: on a real directory, for the race detector too.
+func TestReadsBesideRecycling(t *testing.T) {
+	w := open(t, Dir(t.TempDir()), 16<<10)
+	idle, busy := w.Replica(Name{1, "idle"}), w.Replica(Name{2, "busy"})
+	must(t, idle.StoreLogs(entries(1, 1, 20, 300)))
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 3 {
+		readers.Go(func() {
+			rng := rand.New(rand.NewPCG(1, 1))
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, l := range []*Log{idle, busy} {
+					first, _ := l.FirstIndex()
+					last, _ := l.LastIndex()
+					if first == 0 || last < first {
+						continue
+					}
+					i := first + rng.Uint64N(last-first+1)
+					var e raft.Log
+					err := l.GetLog(i, &e)
+					if err != nil && (l == idle || !errors.Is(err, raft.ErrLogNotFound)) {
+						t.Errorf("%v: entry %d: %v", l.name, i, err)
+						return
+					}
+					if err == nil && !sameEntry(&e, entries(1, i, i, 300)[0]) {
+						t.Errorf("%v: entry %d is not what was stored", l.name, i)
+						return
+					}
+				}
+			}
+		})
+	}
+	for i := uint64(1); i <= 2000; i += 5 {
+		must(t, busy.StoreLogs(entries(1, i, i+4, 300)))
+		if i > 10 {
+			must(t, busy.DeleteRange(1, i-10))
+		}
+	}
+	close(stop)
+	readers.Wait()
+	if s := w.Stats(); s.CopiedBytes == 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestDurableOnReturn shows that a cut of the end, a clear and a drop are on the disk when they return: the
+// power goes right after. A beginning that was deleted is, after the next append.
+func TestDurableOnReturn(t *testing.T) {
+	for what, c := range map[string]struct {
+		do    func(w *WAL, l *Log) error
+		first uint64
+		terms []uint64
+	}{
+		"cut":   {func(_ *WAL, l *Log) error { return l.DeleteRange(4, 10) }, 1, terms(3, 1)},
+		"clear": {func(_ *WAL, l *Log) error { return l.DeleteRange(1, 10) }, 0, nil},
+		"drop":  {func(w *WAL, l *Log) error { return w.Drop(l.name) }, 0, nil},
+		"install": {func(_ *WAL, l *Log) error {
+			return errors.Join(l.DeleteRange(1, 10), l.StoreLogs(entries(2, 500, 501, 9)))
+		}, 500, terms(2, 2)},
+		"rewrite": {func(_ *WAL, l *Log) error {
+			return errors.Join(l.DeleteRange(9, 10), l.StoreLogs(entries(2, 9, 11, 9)))
+		}, 1, append(terms(8, 1), 2, 2, 2)},
+		"compact": {func(_ *WAL, l *Log) error {
+			return errors.Join(l.DeleteRange(1, 7), l.StoreLogs(entries(2, 11, 11, 9)))
+		}, 8, []uint64{1, 1, 1, 2}},
+	} {
+		fs := newMemFS()
+		w := open(t, fs, 16<<10)
+		must(t, w.Replica(Name{1, "a"}).StoreLogs(entries(1, 1, 10, 100)))
+		must(t, c.do(w, w.Replica(Name{1, "a"})))
+		w = reopen(t, fs, w, "cut")
+		if l := w.Replica(Name{1, "a"}); true {
+			t.Log(what)
+			want(t, l, c.first, c.terms...)
+		}
+		w = reopen(t, fs, w, "close")
+		if what == "drop" && len(w.Names()) > 0 {
+			t.Errorf("names %v after a drop", w.Names())
+		}
+	}
+}
+
+// TestBeginningDeletedBesideCut shows that compaction, which raft does beside its appends, does no harm to a cut
+// of the end that waits for its sync, when nothing is left between them: the log is empty and takes any
+// index, in this process and the next, and the segments that this frees may go.
+func TestBeginningDeletedBesideCut(t *testing.T) {
+	for _, early := range []bool{true, false} { // deleted before the cut is written, or while it is
+		for _, end := range []string{"", "close", "cut"} {
+			fs := newMemFS()
+			w := open(t, fs, 16<<10)
+			l, other := w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
+			must(t, l.StoreLogs(entries(1, 1, 10, 100)))
+			must(t, other.StoreLogs(entries(1, 1, 1, 10)))
+			held, release := fs.gate()
+			if early {
+				_, err := other.Append(entries(1, 2, 2, 10))
+				must(t, err)
+				<-held
+			}
+			cut := make(chan error)
+			go func() { cut <- l.DeleteRange(5, 10) }()
+			if early {
+				waitFor(t, func() bool { return w.queued() > 0 })
+			} else {
+				<-held
+			}
+			must(t, l.DeleteRange(1, 4))
+			release()
+			must(t, <-cut)
+			want(t, l, 0)
+			if end == "cut" {
+				must(t, other.DeleteRange(0, 10))
+				for i := uint64(3); w.Stats().SegmentsInUse < 2; i++ { // the first segment goes
+					must(t, other.StoreLogs(entries(1, i, i, 1000)))
+				}
+			}
+			if end != "" {
+				w = reopen(t, fs, w, end)
+				l = w.Replica(Name{1, "a"})
+				want(t, l, 0)
+			}
+			must(t, l.StoreLogs(entries(2, 50, 60, 10)))
+			want(t, l, 50, terms(11, 2)...)
+			want(t, reopen(t, fs, w, "cut").Replica(Name{1, "a"}), 50, terms(11, 2)...)
+		}
+	}
+}
+
+func (w *WAL) queued() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.queue)
+}
+
+// TestAppendBesideClear shows that an entry accepted while all that is before it is deleted (compaction with nothing
+// left behind, beside an append) is there afterwards.
+func TestAppendBesideClear(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l := w.Replica(Name{1, "a"})
+	must(t, l.StoreLogs(entries(1, 1, 10, 100)))
+	held, release := fs.gate()
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := l.DeleteRange(1, 10); err != nil {
+			t.Error(err)
+		}
+	})
+	<-held
+	a, err := l.Append(entries(2, 11, 12, 100))
+	must(t, err)
+	release()
+	running.Wait()
+	must(t, a.Wait())
+	want(t, l, 11, 2, 2)
+	must(t, l.DeleteRange(12, 12))
+	want(t, l, 11, 2)
+	want(t, reopen(t, fs, w, "cut").Replica(Name{1, "a"}), 11, 2)
+}
+
+// TestBeginningDeletedBeforeDrop shows that a segment does not go before the file says why: its entries were
+// deleted, and their log's drop waits for the next commit because this one is full.
+func TestBeginningDeletedBeforeDrop(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l, other := w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
+	must(t, l.StoreLogs(entries(1, 1, 10, 1000)))
+	must(t, l.StoreLogs(entries(1, 11, 20, 1000)))
+	held, release := fs.gate()
+	_, err := other.Append(entries(1, 1, 1, 10))
+	must(t, err)
+	<-held
+	big, err := other.Append(entries(1, 2, 2, maxGroupBytes))
+	must(t, err)
+	must(t, l.DeleteRange(1, 15))
+	dropped := make(chan error, 1)
+	go func() { dropped <- w.Drop(l.name) }()
+	waitFor(t, func() bool { return w.queued() == 2 })
+	release()
+	must(t, big.Wait())
+	// The drop is being written, or not yet; the segment may be gone by now.
+	waitFor(t, func() bool { _, ok := fs.find("spare-0000000000000001.tmp"); return ok })
+	fs.kill()
+	<-dropped
+	w.Close()
+	fs.restart()
+	open(t, fs, 16<<10)
+}
+
+// waitFor waits until what another goroutine does is done.
+func waitFor(t testing.TB, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
+// TestCloseAnswers shows that what was accepted before Close is written, and answered so; and that nothing is
+// accepted afterwards, nor by a log that was dropped.
+func TestCloseAnswers(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l := w.Replica(Name{1, "a"})
+	held, release := fs.gate()
+	var waits []*Append
+	for i := range uint64(3) {
+		a, err := l.Append(entries(1, 1+i, 1+i, 10))
+		must(t, err)
+		waits = append(waits, a)
+	}
+	<-held
+	closed := make(chan error, 2)
+	for range 2 { // a second Close waits for the first
+		go func() { closed <- w.Close() }()
+	}
+	waitFor(t, func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.err != nil })
+	if _, err := l.Append(entries(1, 4, 4, 10)); !errors.Is(err, ErrClosed) {
+		t.Errorf("append after close: %v", err)
+	}
+	release()
+	for _, a := range waits {
+		must(t, a.Wait())
+	}
+	must(t, <-closed)
+	must(t, <-closed)
+	must(t, w.Close())
+	for what, err := range map[string]error{
+		"append": l.StoreLogs(entries(1, 4, 4, 10)), "cut": l.DeleteRange(3, 3), "clear": l.DeleteRange(1, 3),
+		"compact": l.DeleteRange(1, 1), "drop": w.Drop(l.name),
+	} {
+		if !errors.Is(err, ErrClosed) {
+			t.Errorf("%s after close: %v", what, err)
+		}
+	}
+	if err := l.GetLog(1, new(raft.Log)); err == nil {
+		t.Error("read after close")
+	}
+	fs.restart()
+	w = open(t, fs, 16<<10)
+	l = w.Replica(Name{1, "a"})
+	want(t, l, 1, 1, 1, 1)
+
+	must(t, w.Drop(l.name))
+	must(t, w.Drop(l.name)) // there is none
+	if err := l.StoreLogs(entries(1, 4, 4, 10)); err == nil {
+		t.Error("append after drop")
+	}
+	if err := l.GetLog(1, new(raft.Log)); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("read after drop: %v", err)
+	}
+	want(t, w.Replica(l.name), 0)
+}
+
+// TestDropAndAgain shows that a log that is dropped and made again has nothing of its former life, over
+// restarts that give out numbers again, while old segments come and go.
+func TestDropAndAgain(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	for round := range uint64(30) {
+		for i, how := range []string{"kill", "cut", "close"} {
+			name := Name{1, "a"}
+			l := w.Replica(name)
+			must(t, l.StoreLogs(entries(1+round, 1+round, 10+round, 200)))
+			if i != 0 {
+				must(t, w.Replica(Name{2, "b"}).DeleteRange(0, 1<<60))
+			}
+			must(t, w.Replica(Name{2, "b"}).StoreLogs(entries(1, 1, 1, 100)))
+			must(t, w.Drop(name))
+			must(t, w.Drop(Name{2, "b"}))
+			must(t, w.Replica(Name{3, "c"}).StoreLogs(entries(2+round, 5, 6, 200)))
+			w = reopen(t, fs, w, how)
+			want(t, w.Replica(name), 0)
+			want(t, w.Replica(Name{3, "c"}), 5, terms(2, 2+round)...)
+			must(t, w.Drop(Name{3, "c"}))
+		}
+	}
+	if s := w.Stats(); s.SegmentsInUse > 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestIdleMark shows that a commit that nothing follows is marked a second later, and so is a beginning
+// that was deleted: the power goes then, and one finds a flipped bit in it. In virtual time.
+func TestIdleMark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := newMemFS()
+		w := open(t, fs, 16<<10)
+		l := w.Replica(Name{1, "a"})
+		must(t, l.StoreLogs(entries(1, 1, 5, 10)))
+		time.Sleep(2 * markAfter)
+		synctest.Wait()
+		at := int(w.off) // a mark is all header
+		must(t, l.DeleteRange(1, 2))
+		time.Sleep(3 * markAfter)
+		synctest.Wait()
+		commits := w.Stats().Commits
+		time.Sleep(10 * markAfter)
+		synctest.Wait()
+		if n := w.Stats().Commits; n != commits {
+			t.Errorf("%d commits while nothing happened", n-commits)
+		}
+		fs.kill()
+		w.Close()
+		fs.powerCut(rand.New(rand.NewPCG(1, 1)), true)
+		flipped := fs.clone()
+		flipped.edit(segmentName(1), func(b []byte) []byte { b[at-commitBytes-20] ^= 1; return b })
+		if _, err := Open(flipped, Config{SegmentBytes: 16 << 10}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("a flipped bit in a commit that was marked: %v", err)
+		}
+		w = open(t, fs, 16<<10)
+		want(t, w.Replica(Name{1, "a"}), 3, 1, 1, 1)
+		w.Close()
+	})
+}
+
+// TestFailures fails each operation of a fixed load in turn, in three ways, and shows that Fatal is told, that who waits gets an
+// error and Close ends; and that what was acknowledged is there when the process starts again, and
+// still after a power cut (a sync that fails leaves pages that no other sync writes).
+func TestFailures(t *testing.T) {
+	for _, failure := range []error{syscall.EIO, syscall.ENOSPC, errShort} {
+		done, told := 0, 0
+		for at := 1; ; at++ {
+			fs := newMemFS()
+			var mu sync.Mutex
+			var fatal []error
+			w, err := Open(fs, Config{SegmentBytes: 16 << 10, Fatal: func(err error) { // the start is TestStartFails's
+				mu.Lock()
+				defer mu.Unlock()
+				fatal = append(fatal, err)
+			}})
+			must(t, err)
+			fs.mu.Lock()
+			n := 0
+			fs.fail = func(op fsOp, name string) error {
+				if op != opRead && op != opOpen {
+					if n++; n == at {
+						return failure
+					}
+				}
+				return nil
+			}
+			fs.mu.Unlock()
+			acknowledged := uint64(0)
+			idle, l := w.Replica(Name{1, "idle"}), w.Replica(Name{1, "a"})
+			err = idle.StoreLogs(entries(1, 1, 3, 1000))
+			idleThere := err == nil
+			for i := uint64(1); i <= 120 && err == nil; i += 3 {
+				var waits []*Append
+				for k := range uint64(3) {
+					a, e := l.Append(entries(1, i+k, i+k, 700))
+					if err = errors.Join(err, e); e == nil {
+						waits = append(waits, a)
+					}
+				}
+				for k, a := range waits {
+					if e := a.Wait(); e != nil {
+						err = e
+					} else {
+						acknowledged = i + uint64(k)
+					}
+				}
+				if i > 6 && err == nil {
+					err = l.DeleteRange(1, i-6)
+				}
+			}
+			w.Close()
+			mu.Lock()
+			// That the next segment could not be made is told when it is needed.
+			if n < at && len(fatal) > 0 || err != nil && len(fatal) == 0 {
+				t.Fatalf("operation %d of %d failed: told %v, answered %v", at, n, fatal, err)
+			}
+			told += len(fatal)
+			for _, e := range append(fatal, err) {
+				if n >= at && e != nil && !errors.Is(e, failure) {
+					t.Fatalf("operation %d failed: %v", at, e)
+				}
+			}
+			mu.Unlock()
+			if n < at {
+				done = at
+				break
+			}
+			fs.restart()
+			var there uint64
+			for _, how := range []string{"cut", "close"} {
+				w = open(t, fs, 16<<10)
+				l, idle = w.Replica(Name{1, "a"}), w.Replica(Name{1, "idle"})
+				last, _ := l.LastIndex()
+				if last < max(acknowledged, there) {
+					t.Fatalf("operation %d failed: %d were acknowledged and %d seen, %d are there", at, acknowledged, there, last)
+				}
+				there = last
+				if n, _ := idle.LastIndex(); n != 3 && idleThere {
+					t.Fatalf("operation %d failed: the idle log has %d entries", at, n)
+				}
+				fs.kill()
+				w.Close()
+				if fs.restart(); how == "cut" {
+					fs.powerCut(rand.New(rand.NewPCG(uint64(at), 1)), false)
+				}
+			}
+		}
+		if done < 100 || told < 2*done/3 {
+			t.Errorf("%d operations, %d times Fatal was told", done, told)
+		}
+	}
+}
+
+// TestStartFails fails each operation of a start in turn: the error is returned, everything is closed,
+// and the next start works.
+func TestStartFails(t *testing.T) {
+	for _, fresh := range []bool{true, false} {
+		for at := 1; ; at++ {
+			fs := newMemFS()
+			if !fresh {
+				w := open(t, fs, 16<<10)
+				must(t, w.Replica(Name{1, "a"}).StoreLogs(entries(1, 1, 50, 700)))
+				fs.kill()
+				w.Close()
+				fs.restart()
+			}
+			n := 0
+			fs.fail = func(op fsOp, name string) error {
+				if n++; n == at {
+					return syscall.EIO
+				}
+				return nil
+			}
+			w, err := Open(fs, Config{SegmentBytes: 16 << 10, Fatal: func(error) {}})
+			if err == nil {
+				w.Close() // it may have been the preparer's
+			} else if !errors.Is(err, syscall.EIO) {
+				t.Fatalf("operation %d failed: %v", at, err)
+			} else if errors.Is(err, ErrDamaged) {
+				t.Fatalf("operation %d failed, and it is called damage: %v", at, err)
+			}
+			fs.restart()
+			w = open(t, fs, 16<<10)
+			if !fresh {
+				want(t, w.Replica(Name{1, "a"}), 1, terms(50, 1)...)
+			}
+			must(t, w.Close())
+			if n < at {
+				break
 			}
 		}
 	}
