@@ -374,6 +374,13 @@ func (h *memHandle) Sync() error {
 	return nil
 }
 
+func (h *memHandle) WriteSync(b []byte, off int64) error {
+	if _, err := h.WriteAt(b, off); err != nil {
+		return err
+	}
+	return h.Sync()
+}
+
 func (h *memHandle) Size() (int64, error) {
 	defer h.fs.mu.Unlock()
 	if _, err := h.begin(opRead); err != nil {

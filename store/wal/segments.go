@@ -35,7 +35,7 @@ func (w *WAL) roll(need int64) error {
 		return err
 	}
 	w.segments = append(w.segments, s)
-	if min := headerBytes + align(need); min > int64(s.size) {
+	if min := inPages(headerBytes + align(need)); min > int64(s.size) {
 		if err := fill(s.file, int64(s.size), min); err != nil {
 			return err
 		}
@@ -315,6 +315,9 @@ func (p *preparer) make(seq uint64) (*segment, error) {
 	}
 	return s, nil
 }
+
+// inPages rounds up to whole pages: the end of a file is written as one.
+func inPages(n int64) int64 { return (n + headerBytes - 1) / headerBytes * headerBytes }
 
 // fill writes zeros: only then is writing to the file later a matter of its bytes alone.
 func fill(f File, from, to int64) error {

@@ -125,6 +125,7 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.SegmentBytes = inPages(cfg.SegmentBytes)
 	if cfg.SegmentBytes < 4*headerBytes || cfg.SegmentBytes > 1<<30 {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
@@ -358,13 +359,13 @@ func (w *WAL) commit(batch []*request) error {
 	b := w.buf
 	w.number++
 	sealCommit(b, seg.salt, w.off, commitHeader{number: w.number, synced: w.end})
-	if _, err := seg.file.WriteAt(b, w.off); err != nil {
-		return err
+	if planted.Is(planted.NoSyncLog) {
+		_, err = seg.file.WriteAt(b, w.off)
+	} else {
+		err = seg.file.WriteSync(b, w.off)
 	}
-	if !planted.Is(planted.NoSyncLog) {
-		if err := seg.file.Sync(); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	w.off += align(int64(len(b)))
 	w.end = position{seg.seq, uint64(w.off)}
