@@ -125,10 +125,10 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.SegmentBytes = inPages(cfg.SegmentBytes)
 	if cfg.SegmentBytes < 4*headerBytes || cfg.SegmentBytes > 1<<30 {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
+	cfg.SegmentBytes = inPages(cfg.SegmentBytes)
 	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
 	if err := w.open(); err != nil {
 		w.closeFiles()
