@@ -128,14 +128,19 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 	if cfg.SegmentBytes < 4*headerBytes || cfg.SegmentBytes > 1<<30 {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
-	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
+	w := newWAL(fs, cfg)
 	if err := w.open(); err != nil {
 		w.closeFiles()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w.close = sync.OnceValue(w.closeFiles)
 	go w.run()
 	return w, nil
+}
+
+func newWAL(fs FS, cfg Config) *WAL {
+	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
+	w.close = sync.OnceValue(w.closeFiles)
+	return w
 }
 
 // open does what Open does before the loop runs.

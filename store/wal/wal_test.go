@@ -422,19 +422,19 @@ func TestDurableOnReturn(t *testing.T) {
 			return errors.Join(l.DeleteRange(1, 7), l.StoreLogs(entries(2, 11, 11, 9)))
 		}, 8, []uint64{1, 1, 1, 2}},
 	} {
-		fs := newMemFS()
-		w := open(t, fs, 16<<10)
-		must(t, w.Replica(Name{1, "a"}).StoreLogs(entries(1, 1, 10, 100)))
-		must(t, c.do(w, w.Replica(Name{1, "a"})))
-		w = reopen(t, fs, w, "cut")
-		if l := w.Replica(Name{1, "a"}); true {
-			t.Log(what)
-			want(t, l, c.first, c.terms...)
-		}
-		w = reopen(t, fs, w, "close")
-		if what == "drop" && len(w.Names()) > 0 {
-			t.Errorf("names %v after a drop", w.Names())
-		}
+		t.Run(what, func(t *testing.T) {
+			fs := newMemFS()
+			w := open(t, fs, 16<<10)
+			must(t, w.Replica(Name{1, "a"}).StoreLogs(entries(1, 1, 10, 100)))
+			must(t, c.do(w, w.Replica(Name{1, "a"})))
+			for _, end := range []string{"cut", "close"} {
+				w = reopen(t, fs, w, end)
+				if what == "drop" && len(w.Names()) > 0 {
+					t.Errorf("names %v after a drop", w.Names())
+				}
+				want(t, w.Replica(Name{1, "a"}), c.first, c.terms...)
+			}
+		})
 	}
 }
 
