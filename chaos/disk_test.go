@@ -25,7 +25,7 @@ import (
 
 const exitFatal = 70
 
-// TestSystemFailedSync has every fdatasync and fsync of one of three nodes fail with EIO
+// TestSystemFailedSync has every write and sync of the files of one of three nodes fail with EIO
 // (strace). The node ends with exit code 70 and names the file, the others go on, and once the disk is
 // well it comes back; nothing acknowledged is lost.
 func TestSystemFailedSync(t *testing.T) {
@@ -38,14 +38,14 @@ func TestSystemFailedSync(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	trace := exec.CommandContext(ctx, "strace", "-f", "-qq", "-o", os.DevNull, "-p", strconv.Itoa(n.Pid()),
-		"-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:error=EIO")
+		"-e", "trace=pwrite64,fdatasync,fsync", "-e", "inject=pwrite64,fdatasync,fsync:error=EIO")
 	if err := trace.Start(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "the node ends", func() bool { return !n.Running() })
 	cancel()
 	_ = trace.Wait()
-	died(t, n, filepath.Join(n.DataDir(), "shard-"), "input/output error")
+	died(t, n, n.DataDir()+string(filepath.Separator), "input/output error")
 	progress(t, l, "without it", 200, 30*time.Second)
 
 	if err := n.Start(); err != nil {

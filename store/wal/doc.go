@@ -9,7 +9,7 @@
 // newest segment, syncs, and answers. There is no timer: who finds the loop idle
 // is written at once, who comes while it syncs shares the next commit. The loop also
 // begins the next segment when one is full, and brings the oldest to its end: what is
-// still alive in it is copied forward, a piece with each commit, until nothing is.
+// still alive in it is copied forward, a piece with each append, until nothing is.
 //
 // # Who owns what
 //

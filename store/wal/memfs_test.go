@@ -399,9 +399,8 @@ func (h *memHandle) Close() error {
 	return nil
 }
 
-func (m *memFS) find(name string) (*memInode, bool) {
+func (m *memFS) isDurable(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f, ok := m.names[name]
-	return f, ok
+	return m.durable[name] != nil
 }

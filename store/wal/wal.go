@@ -129,14 +129,19 @@ func Open(fs FS, cfg Config) (*WAL, error) {
 		return nil, fmt.Errorf("open log: segments of %d bytes: want 16 KiB to 1 GiB", cfg.SegmentBytes)
 	}
 	cfg.SegmentBytes = inPages(cfg.SegmentBytes)
-	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
+	w := newWAL(fs, cfg)
 	if err := w.open(); err != nil {
 		w.closeFiles()
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w.close = sync.OnceValue(w.closeFiles)
 	go w.run()
 	return w, nil
+}
+
+func newWAL(fs FS, cfg Config) *WAL {
+	w := &WAL{cfg: cfg, fs: fs, log: cfg.Log, logs: map[Name]*Log{}, wake: make(chan struct{}, 1), epoch: time.Now(), ended: make(chan struct{})}
+	w.close = sync.OnceValue(w.closeFiles)
+	return w
 }
 
 // open does what Open does before the loop runs.
@@ -365,7 +370,7 @@ func (w *WAL) commit(batch []*request) error {
 		err = seg.file.WriteSync(b, w.off)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("commit to %s: %w", seg.name, err)
 	}
 	w.off += align(int64(len(b)))
 	w.end = position{seg.seq, uint64(w.off)}
