@@ -117,7 +117,7 @@ func TestSystemHungDisk(t *testing.T) {
 	})
 	freeze(t, mounts[:1], false)
 	eventually(t, 10*time.Second, "the node is gone", func() bool { return !n.Running() })
-	died(t, n, filepath.Join(n.DataDir(), "shard-"), "has not returned for")
+	died(t, n, n.DataDir()+string(filepath.Separator), "has not returned for")
 
 	if err := n.Start(); err != nil {
 		t.Fatal(err)
@@ -212,7 +212,7 @@ func TestSystemFullDisk(t *testing.T) {
 		}
 		_ = cl.Put(timeout(t, 10*time.Second), fmt.Sprintf("big%d", i%8), big)
 	}
-	died(t, n, filepath.Join(n.DataDir(), "shard-"), "no space left on device", "is full: make room")
+	died(t, n, n.DataDir()+string(filepath.Separator), "no space left on device", "is full: make room")
 	progress(t, l, "without n3", 100, 30*time.Second)
 	empty(t, mounts[2])
 	if err := n.Start(); err != nil {

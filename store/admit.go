@@ -24,8 +24,9 @@ const heldWarning = time.Second
 
 // report is what a replica tells its leader with each answer.
 type report struct {
-	overlay int64 // bytes of state that are in memory only
-	full    bool  // no room for more data
+	overlay int64  // bytes of state that are in memory only
+	full    bool   // no room for more data
+	commit  uint64 // its commit index
 }
 
 // admission counts what a leader held back or refused.

@@ -13,7 +13,7 @@ import (
 // The frames between replicas: a version byte, then fixed-width big-endian
 // integers and length-prefixed bytes. What a length promises is checked against
 // what is left before anything is allocated.
-const wireVersion = 1
+const wireVersion = 2
 
 // entryOverhead is what an entry takes on the wire beside its data.
 const entryOverhead = 8 + 8 + 1 + 8 + 4 + 4
@@ -213,12 +213,13 @@ func decodeAppend(d *decoder, h raft.RPCHeader) (*raft.AppendEntriesRequest, err
 }
 
 func encodeAppendResponse(r *raft.AppendEntriesResponse, rep report) []byte {
-	e := &encoder{buf: make([]byte, 0, 26)}
+	e := &encoder{buf: make([]byte, 0, 34)}
 	e.u8(wireVersion)
 	e.flags(r.Success, r.NoRetryBackoff, rep.full)
 	e.u64(r.Term)
 	e.u64(r.LastLog)
 	e.u64(uint64(rep.overlay))
+	e.u64(rep.commit)
 	return e.buf
 }
 
@@ -231,7 +232,7 @@ func decodeAppendResponse(frame []byte, r *raft.AppendEntriesResponse) (rep repo
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
 		Success:   f[0], NoRetryBackoff: f[1], Term: d.u64(), LastLog: d.u64(),
 	}
-	rep = report{overlay: int64(d.u64()), full: f[2]}
+	rep = report{overlay: int64(d.u64()), full: f[2], commit: d.u64()}
 	if rep.overlay < 0 {
 		d.err = errWire
 	}

@@ -75,7 +75,7 @@ func TestCodecRoundTrip(t *testing.T) {
 
 	resp := &raft.AppendEntriesResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}, Term: 4, LastLog: 8, NoRetryBackoff: true}
 	got := &raft.AppendEntriesResponse{Success: true} // of the answer before
-	for _, want := range []report{{}, {overlay: 77 << 20}, {overlay: 1, full: true}} {
+	for _, want := range []report{{}, {overlay: 77 << 20}, {overlay: 1, full: true, commit: 9}} {
 		rep, err := decodeAppendResponse(encodeAppendResponse(resp, want), got)
 		same("append response", got, resp, err)
 		same("report", rep, want, nil)
@@ -90,11 +90,11 @@ func TestCodecGolden(t *testing.T) {
 		RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("a"), Addr: []byte("A")}, Term: 2, PrevLogEntry: 3, PrevLogTerm: 1, LeaderCommitIndex: 3,
 		Entries: []*raft.Log{{Index: 4, Term: 2, Data: []byte("hi")}},
 	})
-	want := []byte("\x01\x00\x00\x00\x01\x00\x00\x00\x01b\x03\x00\x00\x00\x01a\x00\x00\x00\x01A" +
+	want := []byte("\x02\x00\x00\x00\x01\x00\x00\x00\x01b\x03\x00\x00\x00\x01a\x00\x00\x00\x01A" +
 		"\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x01" +
 		"\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02hi\x00\x00\x00\x00")
-	resp := encodeAppendResponse(&raft.AppendEntriesResponse{Term: 2, LastLog: 4, Success: true}, report{overlay: 258, full: true})
-	if wantResp := []byte("\x01\x05\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x01\x02"); !bytes.Equal(resp, wantResp) {
+	resp := encodeAppendResponse(&raft.AppendEntriesResponse{Term: 2, LastLog: 4, Success: true}, report{overlay: 258, full: true, commit: 5})
+	if wantResp := []byte("\x02\x05\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x01\x02\x00\x00\x00\x00\x00\x00\x00\x05"); !bytes.Equal(resp, wantResp) {
 		t.Errorf("append response is\n%q, want\n%q", resp, wantResp)
 	}
 	if !bytes.Equal(got, want) {
@@ -116,10 +116,10 @@ func TestCodecMalformed(t *testing.T) {
 	if _, err := decodeAppend(d, h); err == nil {
 		t.Error("a byte too many decodes")
 	}
-	frame[0] = 2
+	frame[0] = wireVersion + 1
 	d, _, h = open(frame)
 	if _, err := decodeAppend(d, h); err == nil {
-		t.Error("version 2 decodes")
+		t.Error("a later version decodes")
 	}
 	for name, spoil := range map[string]func(*raft.AppendEntriesRequest){
 		"gap":           func(r *raft.AppendEntriesRequest) { r.Entries[1].Index = 99 },
@@ -151,7 +151,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add(encodePreVote(testTo, &raft.RequestPreVoteRequest{RPCHeader: testHeader, Term: 1}))
 	f.Add(encodeInstall(testTo, &raft.InstallSnapshotRequest{RPCHeader: testHeader, Term: 1, LastLogIndex: 2, Configuration: testConfiguration()}))
 	f.Add(encodeGrant(3, true))
-	f.Add(encodeAppendResponse(&raft.AppendEntriesResponse{Term: 3, Success: true}, report{overlay: 5, full: true}))
+	f.Add(encodeAppendResponse(&raft.AppendEntriesResponse{Term: 3, Success: true}, report{overlay: 5, full: true, commit: 6}))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		// None may panic, and what decodes must encode to the same bytes.
 		d, to, h := open(frame)
@@ -194,7 +194,7 @@ func TestConfirmCodec(t *testing.T) {
 	if err != nil || id != 7 || !reflect.DeepEqual(got, to) {
 		t.Errorf("question: %d, %v, %v", id, got, err)
 	}
-	if want := []byte("\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x09\x00\x00\x00\x04n2.4\x00\x00\x00\x01\x00\x00\x00\x01b"); !bytes.Equal(frame, want) {
+	if want := []byte("\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x09\x00\x00\x00\x04n2.4\x00\x00\x00\x01\x00\x00\x00\x01b"); !bytes.Equal(frame, want) {
 		t.Errorf("question is\n%q, want\n%q", frame, want)
 	}
 	answer := encodeTerms(7, []uint64{3, 0})
@@ -202,7 +202,7 @@ func TestConfirmCodec(t *testing.T) {
 	if err != nil || id != 7 || !reflect.DeepEqual(terms, []uint64{3, 0}) {
 		t.Errorf("answer: %d, %v, %v", id, terms, err)
 	}
-	if want := []byte("\x01\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00"); !bytes.Equal(answer, want) {
+	if want := []byte("\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00"); !bytes.Equal(answer, want) {
 		t.Errorf("answer is\n%q, want\n%q", answer, want)
 	}
 	for n := range frame {

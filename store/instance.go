@@ -35,7 +35,13 @@ func newInstance(s *Store) (*instance, error) {
 	in := &instance{store: s, notify: make(chan bool), failed: make(chan string, 1), halting: make(chan struct{}), stopped: make(chan struct{})}
 	s.logs.ahead = in.needsOthers
 	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.logs.synced, s.exclusive, s.log)
-	in.peers.report = func() report { return report{overlay: s.fsm.OverlayBytes(), full: s.cfg.DiskFull()} }
+	in.peers.report = func() report {
+		rep := report{overlay: s.fsm.OverlayBytes(), full: s.cfg.DiskFull()}
+		if r := in.peers.raft.Load(); r != nil {
+			rep.commit = r.CommitIndex()
+		}
+		return rep
+	}
 	s.snaps.floor = in.peers.floor
 	s.logs.emptied = func() {
 		// We are on raft's main loop, in the middle of an install; it must not get to

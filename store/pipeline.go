@@ -52,7 +52,7 @@ type appendFuture struct {
 	req     *raft.AppendEntriesRequest
 	size    int64 // of its frame, in bytes
 	resp    *raft.AppendEntriesResponse
-	pending *transport.Pending
+	pending *transport.Pending // nil: it need not be sent
 	cancel  context.CancelFunc
 }
 
@@ -70,17 +70,22 @@ func (l *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.Appe
 	if !l.peers.mayLead() {
 		return nil, errStuckDisk
 	}
-	trim(req)
-	frame := encodeAppend(l.peers.to(l.id), req)
-	f := &appendFuture{start: time.Now(), req: req, size: int64(len(frame)), resp: resp}
-	ctx, cancel := context.WithTimeout(l.ctx, appendTimeout(l.unanswered.Add(f.size)))
-	f.cancel = cancel
-	f.pending = l.peers.net.t.Go(ctx, string(l.target), transport.LaneLog, transport.MethodRaftAppend, frame)
+	f := &appendFuture{start: time.Now(), req: req, resp: resp, cancel: func() {}}
+	if l.peers.knows(l.id, req) {
+		*resp = agreed(req)
+	} else {
+		trim(req)
+		frame := encodeAppend(l.peers.to(l.id), req)
+		f.size = int64(len(frame))
+		var ctx context.Context
+		ctx, f.cancel = context.WithTimeout(l.ctx, appendTimeout(l.unanswered.Add(f.size)))
+		f.pending = l.peers.net.t.Go(ctx, string(l.target), transport.LaneLog, transport.MethodRaftAppend, frame)
+	}
 	select {
 	case l.inFlight <- f:
 		return f, nil
 	case <-l.ctx.Done():
-		cancel()
+		f.cancel()
 		return nil, errPipelineBroken
 	}
 }
@@ -96,24 +101,9 @@ func (l *pipeline) run() {
 		case <-l.ctx.Done():
 			return
 		case f := <-l.inFlight:
-			select {
-			case <-f.pending.Done():
-			case <-l.ctx.Done():
-				f.cancel()
+			if f.pending != nil && !l.receive(f) {
 				return
 			}
-			b, err := f.pending.Wait()
-			f.cancel()
-			l.unanswered.Add(-f.size)
-			var rep report
-			if err == nil {
-				rep, err = decodeAppendResponse(b, f.resp)
-			}
-			if err != nil {
-				l.peers.log.Debug("append pipeline ends", "peer", l.id, "err", err)
-				return
-			}
-			l.peers.note(l.id, f.start, f.req, f.resp, rep)
 			// raft counts our own vote with its: ours is given when our disk has the entries.
 			if err := l.peers.awaitSynced(l.ctx, lastIndex(f.req)); err != nil {
 				return
@@ -125,6 +115,28 @@ func (l *pipeline) run() {
 			}
 		}
 	}
+}
+
+// receive waits for the answer of a request.
+func (l *pipeline) receive(f *appendFuture) bool {
+	defer f.cancel()
+	select {
+	case <-f.pending.Done():
+	case <-l.ctx.Done():
+		return false
+	}
+	b, err := f.pending.Wait()
+	l.unanswered.Add(-f.size)
+	var rep report
+	if err == nil {
+		rep, err = decodeAppendResponse(b, f.resp)
+	}
+	if err != nil {
+		l.peers.log.Debug("append pipeline ends", "peer", l.id, "err", err)
+		return false
+	}
+	l.peers.note(l.id, f.start, f.req, f.resp, rep)
+	return true
 }
 
 // Close ends the pipeline and fails what is unanswered.

@@ -515,6 +515,10 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if !p.mayLead() {
 		return errStuckDisk
 	}
+	if p.knows(id, req) {
+		*resp = agreed(req)
+		return nil
+	}
 	trim(req)
 	frame := encodeAppend(p.to(id), req)
 	lane, timeout := transport.LaneLog, appendTimeout(int64(len(frame)))
