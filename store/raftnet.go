@@ -74,6 +74,7 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 	t.Handle(transport.MethodRaftPreVote, n.onPreVote)
 	t.Handle(transport.MethodRaftTimeoutNow, n.onTimeoutNow)
 	t.HandleStream(transport.MethodRaftInstall, n.onInstall)
+	t.HandleEnded(n.onEnded)
 	n.initSeeds(t)
 	return n
 }

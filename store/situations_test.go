@@ -37,11 +37,12 @@ func situation(t *testing.T, size int, edit func(*node, *Config), f func(t *test
 	return err
 }
 
-// tap sees the questions of reads on their way.
+// tap sees the questions of reads on their way, and counts what leaders send to followers.
 type tap struct {
-	mu   sync.Mutex
-	sent map[string]int  // by receiver
-	lose map[string]bool // receivers that nothing reaches
+	mu      sync.Mutex
+	appends int
+	sent    map[string]int  // by receiver
+	lose    map[string]bool // receivers that nothing reaches
 }
 
 func newTap() *tap { return &tap{sent: map[string]int{}, lose: map[string]bool{}} }
@@ -70,7 +71,21 @@ type tapped struct {
 	tap *tap
 }
 
+func (p tapped) Go(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) *transport.Pending {
+	p.tap.saw(m)
+	return p.Transport.Go(ctx, to, lane, m, req)
+}
+
+func (p *tap) saw(m transport.Method) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m == transport.MethodRaftAppend {
+		p.appends++
+	}
+}
+
 func (p tapped) Call(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) ([]byte, error) {
+	p.tap.saw(m)
 	if m == transport.MethodConfirm {
 		p.tap.mu.Lock()
 		p.tap.sent[to]++

@@ -137,7 +137,9 @@ func (t *TCP) openError(ctx context.Context, err error) *Error {
 	case ctx.Err() != nil:
 		return Errorf(CodeUnavailable, "connect: %v", context.Cause(ctx))
 	}
-	return Errorf(CodeUnavailable, "connect: %v", err)
+	e := Errorf(CodeUnavailable, "connect: %v", err)
+	e.refused = errors.Is(err, syscall.ECONNREFUSED)
+	return e
 }
 
 // outbox gathers frames for the one loop that writes them. On a link that is idle, whoever

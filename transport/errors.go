@@ -49,6 +49,8 @@ const (
 type Error struct {
 	Code   Code
 	Detail string
+	// refused: nobody listens at the peer's address.
+	refused bool
 }
 
 func (e *Error) Error() string {

@@ -158,27 +158,49 @@ func voidFrame(frame []byte) {
 // run connects when there is something to send, and sends, until Close.
 func (l *lane) run() {
 	ctx := l.t.ctx
+	broke := false // a link just did: is the peer's process still there?
 	for {
-		select {
-		case <-ctx.Done():
-			l.fail(true, nil, nil)
-			return
-		case <-l.out.wake:
-		}
-		if l.out.empty() {
-			continue
+		if !broke {
+			select {
+			case <-ctx.Done():
+				l.fail(true, nil, nil)
+				return
+			case <-l.out.wake:
+			}
+			if l.out.empty() {
+				continue
+			}
 		}
 		conn, err := l.connect(ctx)
 		if err != nil {
+			if broke && refused(err) {
+				l.t.ended(l.to)
+			}
+			broke = false
 			l.refuse(err)
 			continue
 		}
 		l.connected()
 		err = l.serve(ctx, conn)
+		broke = ctx.Err() == nil && l.lane == LaneControl // one lane tells it for all
 		l.t.log.Debug("link lost", "peer", l.to, "lane", l.lane, "err", err)
 		l.fail(false,
 			Errorf(CodeUnavailable, "link to %s was lost before the request was sent", l.to),
 			Errorf(CodeLinkLost, "link to %s: %v", l.to, err))
+	}
+}
+
+// refused says whether nobody listens at an address: the machine is there, and says so.
+func refused(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.refused
+}
+
+// ended tells that a peer's process has ended.
+func (t *TCP) ended(peer string) {
+	t.log.Info("peer's process has ended", "peer", peer)
+	for _, f := range t.handlers.Load().ended {
+		f(peer)
 	}
 }
 

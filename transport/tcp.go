@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,6 +158,7 @@ type TCP struct {
 
 // handlers are the methods served. Values are never changed.
 type handlers struct {
+	ended   []func(peer string)
 	calls   map[Method]Handler
 	inOrder map[Method]InOrderHandler
 	streams map[Method]StreamHandler
@@ -361,6 +363,11 @@ func (t *TCP) HandleInOrder(m Method, h InOrderHandler) {
 // HandleStream serves a method's streams.
 func (t *TCP) HandleStream(m Method, h StreamHandler) {
 	t.register(func(hs *handlers) bool { return !added(&hs.streams, m, h) })
+}
+
+// HandleEnded has f told of peers whose process has ended.
+func (t *TCP) HandleEnded(f func(peer string)) {
+	t.register(func(hs *handlers) bool { hs.ended = append(slices.Clip(hs.ended), f); return false })
 }
 
 // register swaps in a changed copy; add reports a method that has a handler,

@@ -64,6 +64,10 @@ type Transport interface {
 	// HandleStream serves streams.
 	HandleStream(m Method, h StreamHandler)
 
+	// HandleEnded has f told of each peer whose process has ended: a link to it broke, and
+	// nobody listens at its address. f must not block.
+	HandleEnded(f func(peer string))
+
 	// Close breaks all links, fails what is pending and waits for the loops.
 	Close() error
 }

@@ -42,7 +42,7 @@ func TestGoldenBytes(t *testing.T) {
 		t.Errorf("hello came back as %+v, %v", back, err)
 	}
 	refusal, err := readAnswer(bytes.NewReader(appendAnswer(nil, Errorf(CodeWrongNode, "me"))))
-	if err != nil || *refusal != (Error{CodeWrongNode, "me"}) {
+	if err != nil || *refusal != (Error{Code: CodeWrongNode, Detail: "me"}) {
 		t.Errorf("refusal came back as %v, %v", refusal, err)
 	}
 	r := bufio.NewReader(bytes.NewReader(appendFrame(nil, &f, []byte("body"))))

@@ -231,11 +231,18 @@ func (n *Network) node(id string) *node {
 	return n.nodes[id]
 }
 
-// leave removes a node that closes.
-func (n *Network) leave(nd *node) {
+// leave removes a node that closes, and returns those of the others that find it gone.
+func (n *Network) leave(nd *node) (others []*node) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.nodes[nd.id] == nd {
-		delete(n.nodes, nd.id)
+	if n.nodes[nd.id] != nd {
+		return nil
 	}
+	delete(n.nodes, nd.id)
+	for _, other := range n.nodes {
+		if !n.severed(nd.id, other.id) && !n.severed(other.id, nd.id) {
+			others = append(others, other)
+		}
+	}
+	return others
 }

@@ -33,6 +33,7 @@ type node struct {
 	calls    map[*call]struct{} // ours, unanswered
 	serving  map[*call]struct{} // of others, handed to one of our handlers
 	running  map[string]int     // handlers at work, by caller
+	ended    []func(peer string)
 }
 
 type linkKey struct {
@@ -165,6 +166,25 @@ func (nd *node) HandleInOrder(m transport.Method, h transport.InOrderHandler) { 
 
 func (nd *node) HandleStream(m transport.Method, h transport.StreamHandler) { nd.register(m, h) }
 
+func (nd *node) HandleEnded(f func(peer string)) {
+	nd.mu.Lock()
+	defer nd.mu.Unlock()
+	nd.ended = append(nd.ended, f)
+}
+
+// left tells of a node that has left the network.
+func (nd *node) left(id string) {
+	nd.mu.Lock()
+	ended := nd.ended
+	if nd.closed {
+		ended = nil
+	}
+	nd.mu.Unlock()
+	for _, f := range ended {
+		f(id)
+	}
+}
+
 func (nd *node) register(m transport.Method, h any) {
 	nd.mu.Lock()
 	defer nd.mu.Unlock()
@@ -193,7 +213,9 @@ func (nd *node) Close() error {
 	}
 	nd.mu.Unlock()
 
-	nd.net.leave(nd)
+	for _, other := range nd.net.leave(nd) {
+		other.left(nd.id)
+	}
 	// Before the handlers' contexts end, as a socket would: what they say of
 	// that does not leave this node.
 	for _, c := range serving {
