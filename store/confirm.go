@@ -336,7 +336,7 @@ func (c *confirms) askReserves() {
 	clear(c.reserves[len(keep):])
 	c.reserves = keep
 	if c.hedging = len(keep) > 0 && c.ctx.Err() == nil; c.hedging {
-		time.AfterFunc(confirmHedge, c.askReserves)
+		time.AfterFunc(confirmHedge-now.Sub(keep[0].since), c.askReserves)
 	}
 	c.pump()
 }
