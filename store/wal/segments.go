@@ -316,7 +316,8 @@ func (p *preparer) make(seq uint64) (*segment, error) {
 	return s, nil
 }
 
-// fill writes zeros: only then is writing to the file later a matter of its bytes alone.
+// fill writes zeros: only then is writing to the file later a matter of its bytes alone. The header,
+// which follows, is synced, and they with it.
 func fill(f File, from, to int64) error {
 	zeros := make([]byte, min(256<<10, to-from))
 	for from < to {
@@ -326,7 +327,7 @@ func fill(f File, from, to int64) error {
 		}
 		from += int64(n)
 	}
-	return f.Sync()
+	return nil
 }
 
 func writeHeader(s *segment) error {
