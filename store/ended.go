@@ -53,7 +53,8 @@ func (p *peers) succeed(node raft.ServerAddress) {
 	case <-p.ctx.Done():
 		return
 	}
-	if leader, _ := r.LeaderWithID(); leader != node || r.State() != raft.Follower || !p.mayLead() {
+	// No leader: who stood before us was not elected, for want of entries that we may have.
+	if leader, _ := r.LeaderWithID(); leader != node && leader != "" || r.State() != raft.Follower || !p.mayLead() {
 		return
 	}
 	p.log.Info("the leader's process has ended: standing for election", "node", node, "turn", turn)

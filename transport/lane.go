@@ -158,9 +158,9 @@ func voidFrame(frame []byte) {
 // run connects when there is something to send, and sends, until Close.
 func (l *lane) run() {
 	ctx := l.t.ctx
-	broke := false // a link just did: is the peer's process still there?
+	var broke time.Time // when a link just did: is the peer's process still there?
 	for {
-		if !broke {
+		if broke.IsZero() {
 			select {
 			case <-ctx.Done():
 				l.fail(true, nil, nil)
@@ -173,22 +173,36 @@ func (l *lane) run() {
 		}
 		conn, err := l.connect(ctx)
 		if err != nil {
-			if broke && refused(err) {
-				l.t.ended(l.to)
-			}
-			broke = false
 			l.refuse(err)
+			switch {
+			case broke.IsZero():
+			case refused(err):
+				l.t.ended(l.to)
+				broke = time.Time{}
+			case time.Since(broke) > endingTime:
+				broke = time.Time{}
+			default:
+				select {
+				case <-ctx.Done():
+				case <-time.After(minBackoff):
+				}
+			}
 			continue
 		}
 		l.connected()
 		err = l.serve(ctx, conn)
-		broke = ctx.Err() == nil && l.lane == LaneControl // one lane tells it for all
+		if broke = (time.Time{}); ctx.Err() == nil && l.lane == LaneControl { // one lane tells it for all
+			broke = time.Now()
+		}
 		l.t.log.Debug("link lost", "peer", l.to, "lane", l.lane, "err", err)
 		l.fail(false,
 			Errorf(CodeUnavailable, "link to %s was lost before the request was sent", l.to),
 			Errorf(CodeLinkLost, "link to %s: %v", l.to, err))
 	}
 }
+
+// endingTime is how long a process may take to end: its links break before it stops to listen.
+const endingTime = time.Second
 
 // refused says whether nobody listens at an address: the machine is there, and says so.
 func refused(err error) bool {

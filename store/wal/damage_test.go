@@ -293,6 +293,22 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// TestLossOfLastSegmentIsNoticed shows that wal.id names each segment before anything in it is acknowledged: the power goes
+// right after, and the segment is lost.
+func TestLossOfLastSegmentIsNoticed(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	for i := uint64(1); i <= 40; i++ {
+		must(t, w.Replica(Name{1, "a"}).StoreLogs(entries(1, i, i, 1000)))
+		c := fs.clone()
+		names, _ := c.Names()
+		names = slices.DeleteFunc(names, func(name string) bool { _, ok := parseSegmentName(name); return !ok })
+		if h, err := readHead(c); err != nil || segmentName(h.seq) != names[len(names)-1] {
+			t.Fatalf("%q are there, wal.id has %+v, %v", names, h, err)
+		}
+	}
+}
+
 // TestSecondLife shows that nothing of a file's former life is valid: a segment is filled with commits, is used
 // again, and each of its old commits that is still there is not taken for one, at the place where the log ends or
 // after it.

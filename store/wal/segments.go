@@ -319,7 +319,8 @@ func (p *preparer) make(seq uint64) (*segment, error) {
 // inPages rounds up to whole pages: the end of a file is written as one.
 func inPages(n int64) int64 { return (n + headerBytes - 1) / headerBytes * headerBytes }
 
-// fill writes zeros: only then is writing to the file later a matter of its bytes alone.
+// fill writes zeros: only then is writing to the file later a matter of its bytes alone. The header,
+// which follows, is synced, and they with it.
 func fill(f File, from, to int64) error {
 	zeros := make([]byte, min(256<<10, to-from))
 	for from < to {
@@ -329,7 +330,7 @@ func fill(f File, from, to int64) error {
 		}
 		from += int64(n)
 	}
-	return f.Sync()
+	return nil
 }
 
 func writeHeader(s *segment) error {

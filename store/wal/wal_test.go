@@ -37,9 +37,15 @@ func stacks() string {
 	return string(b[:runtime.Stack(b, true)])
 }
 
+// entries have so many bytes each, which follow from index and term.
 func entries(term, from, to uint64, size int) (list []*raft.Log) {
 	for i := from; i <= to; i++ {
-		list = append(list, &raft.Log{Index: i, Term: term, Data: fmt.Appendf(make([]byte, 0, size), "%0*d", size, i*1000+term)})
+		e := &raft.Log{Index: i, Term: term, Data: fmt.Appendf(make([]byte, 0, size+20), "%d ", i*1000+term)}
+		for len(e.Data) < size {
+			e.Data = append(e.Data, e.Data[:min(len(e.Data), size-len(e.Data))]...)
+		}
+		e.Data = e.Data[:size]
+		list = append(list, e)
 	}
 	return list
 }
@@ -287,7 +293,7 @@ func TestIdleLogHoldsNothing(t *testing.T) {
 // TestLargeIdleLog shows the bound when much stands still at the beginning of the log, and what comes
 // comes in large commits: three bytes for each that is alive, and five segments.
 func TestLargeIdleLog(t *testing.T) {
-	const segment = 32 << 10
+	const segment = 128 << 10 // in smaller ones, headers and ends would count
 	w := open(t, newMemFS(), segment)
 	idle, busy := w.Replica(Name{1, "idle"}), w.Replica(Name{2, "busy"})
 	for i := uint64(1); i <= 1000; i += 10 {
@@ -366,6 +372,41 @@ func TestCopyBringsNothingBack(t *testing.T) {
 			want(t, idle, first, left...)
 			want(t, reopen(t, fs, w, "cut").Replica(idle.name), first, left...)
 		}
+	}
+}
+
+// TestCopyFindsDamage shows that an entry whose bytes have changed on the disk is found when it is read, and does not get a
+// new checksum when it is copied forward: the log ends.
+func TestCopyFindsDamage(t *testing.T) {
+	fs := newMemFS()
+	told := make(chan error, 1)
+	w, err := Open(fs, Config{SegmentBytes: 16 << 10, Fatal: func(err error) { told <- err }})
+	must(t, err)
+	defer w.Close()
+	idle, busy := w.Replica(Name{1, "idle"}), w.Replica(Name{2, "busy"})
+	must(t, idle.StoreLogs(entries(1, 1, 3, 300)))
+	at := w.Stats().WrittenBytes - 5
+	fs.edit(segmentName(1), func(b []byte) []byte { b[headerBytes+at] ^= 1; return b })
+	must(t, idle.GetLog(2, new(raft.Log)))
+	idle.mu.Lock()
+	right := idle.places[0]
+	idle.places[0] = idle.places[1]
+	idle.mu.Unlock()
+	for i, what := range map[uint64]string{3: "a flipped bit", 1: "an entry in another's place"} {
+		if err := idle.GetLog(i, new(raft.Log)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("read %s: %v", what, err)
+		}
+	}
+	idle.mu.Lock()
+	idle.places[0] = right
+	idle.mu.Unlock()
+	for next := uint64(1); err == nil && next < 1000; next++ {
+		if err = busy.StoreLogs(entries(1, next, next, 500)); err == nil {
+			err = busy.DeleteRange(1, next-1)
+		}
+	}
+	if !errors.Is(err, ErrDamaged) || !errors.Is(<-told, ErrDamaged) {
+		t.Errorf("copy forward: %v", err)
 	}
 }
 
@@ -490,6 +531,51 @@ func TestReadsBesideRecycling(t *testing.T) {
 	}
 }
 
+// TestReaderHoldsSegment shows that a file is not used again while somebody reads in it: a read is held before
+// it gets its bytes, its segment is let go, and appends go on until they would have overwritten it.
+func TestReaderHoldsSegment(t *testing.T) {
+	fs := newMemFS()
+	w := open(t, fs, 16<<10)
+	l := w.Replica(Name{1, "a"})
+	must(t, l.StoreLogs(entries(1, 1, 10, 1000)))
+	held, release := make(chan struct{}), make(chan struct{})
+	var reads atomic.Int32
+	fs.setHook(func(op fsOp, name string) {
+		if op == opRead && reads.Add(1) == 1 {
+			close(held)
+			<-release
+		}
+	})
+	var e raft.Log
+	read, written := make(chan error, 1), make(chan error, 1)
+	go func() { read <- l.GetLog(5, &e) }()
+	<-held
+	go func() {
+		written <- func() error {
+			for i := uint64(11); i <= 100; i++ {
+				if err := errors.Join(l.StoreLogs(entries(2, i, i, 1000)), l.DeleteRange(1, i-1)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	waitFor(t, func() bool { // either it waits, or it did what it should not
+		for _, s := range strings.Split(stacks(), "\n\n") {
+			if strings.Contains(s, "wal.(*preparer).putAside") && strings.Contains(s, "sync.(*RWMutex).Lock") {
+				return true
+			}
+		}
+		return len(written) > 0
+	})
+	close(release)
+	must(t, <-read)
+	if !sameEntry(&e, entries(1, 5, 5, 1000)[0]) {
+		t.Error("the entry is not what was stored")
+	}
+	must(t, <-written)
+}
+
 // TestDurableOnReturn shows that a cut of the end, a clear and a drop are on the disk when they return: the
 // power goes right after. A beginning that was deleted is, after the next append.
 func TestDurableOnReturn(t *testing.T) {
@@ -609,10 +695,10 @@ func TestAppendBesideClear(t *testing.T) {
 // deleted, and their log's drop waits for the next commit because this one is full. The power goes in between.
 func TestBeginningDeletedBeforeDrop(t *testing.T) {
 	fs := newMemFS()
-	w := open(t, fs, 16<<10)
+	w := open(t, fs, 6<<20) // the big commit begins no new segment: its manifest would say it, too
 	l, other := w.Replica(Name{1, "a"}), w.Replica(Name{2, "b"})
-	must(t, l.StoreLogs(entries(1, 1, 10, 1000)))
-	must(t, l.StoreLogs(entries(1, 11, 20, 1000)))
+	must(t, l.StoreLogs(entries(1, 1, 5, 1<<20)))
+	must(t, l.StoreLogs(entries(1, 6, 6, 1<<20)))
 	held, release, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	defer close(end)
 	var syncs atomic.Int32
@@ -632,13 +718,13 @@ func TestBeginningDeletedBeforeDrop(t *testing.T) {
 	<-held
 	big, err := other.Append(entries(1, 2, 2, maxGroupBytes))
 	must(t, err)
-	must(t, l.DeleteRange(1, 15))
+	must(t, l.DeleteRange(1, 5))
 	go w.Drop(l.name)
 	waitFor(t, func() bool { return w.queued() == 2 })
 	close(release)
 	must(t, big.Wait())
 	waitFor(t, func() bool { return fs.isDurable("spare-0000000000000001.tmp") })
-	open(t, fs.clone(), 16<<10) // what is on the disk
+	want(t, open(t, fs.clone(), 6<<20).Replica(l.name), 6, 1) // what is on the disk
 }
 
 // waitFor waits until what another goroutine does is done.
@@ -663,8 +749,8 @@ func TestCloseAnswers(t *testing.T) {
 		a, err := l.Append(entries(1, 1+i, 1+i, 10))
 		must(t, err)
 		waits = append(waits, a)
+		<-held // the others wait
 	}
-	<-held
 	closed := make(chan error, 2)
 	for range 2 { // a second Close waits for the first
 		go func() { closed <- w.Close() }()
@@ -786,10 +872,12 @@ func TestFailures(t *testing.T) {
 			}})
 			must(t, err)
 			fs.mu.Lock()
-			n := 0
+			n, puttingAside := 0, false
 			fs.fail = func(op fsOp, name string) error {
 				if op != opRead && op != opOpen {
 					if n++; n == at {
+						_, old := parseSegmentName(name)
+						puttingAside = op == opRename && old
 						return failure
 					}
 				}
@@ -822,7 +910,7 @@ func TestFailures(t *testing.T) {
 			w.Close()
 			mu.Lock()
 			// That the next segment could not be made is told when it is needed.
-			if n < at && len(fatal) > 0 || err != nil && len(fatal) == 0 {
+			if n < at && len(fatal) > 0 || (err != nil || puttingAside) && len(fatal) == 0 {
 				t.Fatalf("operation %d of %d failed: told %v, answered %v", at, n, fatal, err)
 			}
 			told += len(fatal)
