@@ -15,12 +15,12 @@
 //
 // # Who owns what
 //
-//	Store       the directory, the log, the state machine, the present instance
+//	Store       the directory, its part of the node's log, the state machine, the present instance
 //	instance    one raft.Raft, its peers and its leadership loop
 //	leadership  one term in office: queue of proposals, clock, entries in flight
 //	Net         the node's Raft traffic: finds the replica that a frame is for
 //	confirms    the node's questions for reads (confirm.go): messages on the way, rounds open
-//	logStore    the log: monotonic, cached, stops the process when it fails
+//	logStore    the log: monotonic, cached, stops the process when it fails; a leader's entries go out while it writes
 //	stableStore term and vote: the term never falls, the vote is one value
 //	admission   what was held back or refused
 //	snapshots   metadata of our own snapshots, the file of one being received
@@ -28,7 +28,7 @@
 // # Reads
 //
 // A read does not go through the log (read.go). The leader takes its commit index
-// and the voters, asks these whether they know of a term above its own, and, once a
+// and the voters, asks as many of these as it needs whether they know of a term above its own, and, once a
 // majority does not, answers from the state at or above that index. Read and ReadView
 // are for the leader; ReadIndex gives others the index, for ReadAt and ViewAt on
 // any replica. ReadStale and StaleView promise less. Probe is a committed entry still:

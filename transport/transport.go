@@ -2,9 +2,9 @@
 //
 // There is one listener per node, and towards each peer one multiplexed link
 // per lane, so that a heartbeat never waits behind a bulk transfer. Calls are
-// frames with a request number; a link has one reading and one writing loop,
-// and the writer sends all frames that wait in one write. Streams (state
-// snapshots) get a connection of their own.
+// frames with a request number; a link has one reading and one writing loop.
+// Who finds a link idle writes his frame himself; else the writing loop sends all
+// frames that wait in one write. Streams (state snapshots) get a connection of their own.
 //
 // Errors have numbers that cross the wire (errors.go), and say whether the
 // request can have been delivered: only what certainly was not may be retried
