@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-tools test-system sim planted powercut check demo cluster bench peers chaos lint fmt fuzz
+.PHONY: help build test test-tools test-peers test-system sim planted powercut check demo cluster bench peers chaos lint fmt fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,7 @@ cluster: build ## three nodes in the foreground (ports 7401-7403); Ctrl-C stops 
 
 test: ## all tests that need nothing but Go, git and make
 	$(GO) test -timeout 5m $(UNIT)
+	ABACUS_TEST_LOG=boltdb $(GO) test -timeout 5m ./store
 	$(GO) test -tags planted -run '^TestPlanted' -timeout 5m ./store ./fsm ./client
 	$(GO) test -timeout 9m -count=1 ./chaos/
 
@@ -99,6 +100,9 @@ bench: build ## put and get against three nodes of its own for some seconds each
 	  bin/abacus dev up --detach --dir $$dir/c --base-port $${BASE_PORT:-17400}; \
 	  addr=127.0.0.1:$$(( $${BASE_PORT:-17400} + 1 )); \
 	  for op in put get mixed; do echo "== $$op"; bin/abacus --addr $$addr bench --op $$op --clients 64 --duration 10s --warmup 2s; done
+
+test-peers: ## the load program's own tests; a module of its own, with etcd's client and others to download
+	cd bench/peers && $(GO) vet ./... && $(GO) test ./... && $(GO) run $(STATICCHECK) ./...
 
 # Some minutes with -quick. All of it takes an hour or two and wants the machine to itself: make peers PEERS_ARGS=
 PEERS_ARGS ?= -quick

@@ -48,7 +48,7 @@ var rules = []rule{
 	{"client/clienttest", []string{"client", "compute/job", "sharding", "transport/resp"}, nil, "a server for the client's tests, which no program links"},
 	{"node/front", []string{"fsm/command", "sharding", "transport", "transport/resp", "compute/job"}, []string{"golang.org/x/sync/semaphore"},
 		"the RESP front end works on an interface, so that it is tested without a cluster"},
-	{"node", []string{"fsm", "fsm/command", "store", "sharding", "transport", "transport/resp", "compute", "compute/job", "node/front", "client"}, []string{"*"},
+	{"node", []string{"fsm", "fsm/command", "store", "store/wal", "sharding", "transport", "transport/resp", "compute", "compute/job", "node/front", "client"}, []string{"*"},
 		"the one place that knows both Raft and compute"},
 	{"node/sim", []string{"node", "store", "fsm/command", "sharding", "transport", "transport/transporttest"},
 		[]string{"github.com/anishathalye/porcupine", "github.com/hashicorp/raft", "golang.org/x/sys/unix"},

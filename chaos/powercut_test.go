@@ -327,7 +327,7 @@ func newPowerLane(cfg powerCuts, n int, left, done *atomic.Int64) (*powerLane, e
 	var args []string
 	if n%2 == 1 {
 		// Checkpoints and cuts of the log all the time, where the other lanes meet few.
-		args = []string{"--checkpoint-bytes", "65536", "--snapshot-entries", "100"}
+		args = []string{"--checkpoint-bytes", "65536", "--snapshot-entries", "100", "--log-segment-bytes", "131072"}
 	}
 	l.cluster, err = proc.Create(proc.Config{
 		Dir: dir, Abacusd: cfg.Abacusd, Nodes: cfg.Nodes, Shards: cfg.Shards, Args: args, DieWithParent: true,

@@ -99,6 +99,10 @@ func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
 		if err != nil && n.takeDamage(sh.ID, r.ID, err) {
 			continue
 		}
+		if errors.Is(err, store.ErrOtherLog) {
+			other := map[string]string{LogWAL: LogBolt, LogBolt: LogWAL}[n.cfg.LogStore]
+			err = fmt.Errorf("%w; start the node with --log-store=%s", err, other)
+		}
 		if err != nil {
 			return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
 		}

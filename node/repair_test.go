@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -172,6 +173,82 @@ func TestRepairLostLogs(t *testing.T) {
 	cfgs[1] = stopped(t, nodes[1], cfgs[1])
 	nodes[1] = open(t, cfgs[1])
 	untilHealthy(t, nodes...)
+}
+
+// A node whose log is damaged puts it aside, and all its replicas come back under new ids: whose
+// part is damaged, nobody knows.
+func TestRepairDamagedNodeLog(t *testing.T) {
+	nodes, cfgs := three(t)
+	fill(t, nodes[0], "a")
+	var old []sharding.ReplicaID
+	for shard := range sharding.ShardID(3) {
+		id, _ := replicaPath(t, nodes[1], shard)
+		old = append(old, id)
+	}
+	cfgs[1] = stopped(t, nodes[1], cfgs[1])
+	dir := filepath.Join(cfgs[1].DataDir, "wal")
+	segments, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("segments %v, %v", segments, err)
+	}
+	f, err := os.OpenFile(segments[0], os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, 5000) // within the first commits, behind which are others
+	if err == nil {
+		b[0] ^= 0x10
+		_, err = f.WriteAt(b, 5000)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, nodes[0], "b")
+	nodes[1] = open(t, cfgs[1])
+	until(t, "new ids everywhere", func() error {
+		for shard := range sharding.ShardID(3) {
+			if sh, _ := nodes[0].Router().Map().Shard(shard); slices.ContainsFunc(sh.Replicas, func(r sharding.Replica) bool { return r.ID == old[shard] }) {
+				return fmt.Errorf("shard %d still has %s", shard, old[shard])
+			}
+		}
+		return nil
+	})
+	untilHealthy(t, nodes...)
+	if _, err := os.Stat(dir + damagedSuffix + "-1"); err != nil {
+		t.Errorf("the damaged log was not put aside: %v", err)
+	}
+	for _, name := range nodes[1].wal.Names() {
+		if slices.Contains(old, name.Replica) {
+			t.Errorf("%v is still in the log", name)
+		}
+	}
+	wantAll(t, "a", nodes...)
+	wantAll(t, "b", nodes...)
+	untilEqual(t, nodes...)
+}
+
+// A data directory keeps the kind of log that it was made with, and says so.
+func TestLogStoreOfDirectory(t *testing.T) {
+	for made, given := range map[string]string{LogWAL: LogBolt, LogBolt: LogWAL} {
+		cfg := testConfig(t, "n1")
+		cfg.Bootstrap, cfg.LogStore = true, made
+		n := open(t, cfg)
+		untilHealthy(t, n)
+		fill(t, n, "a")
+		cfg = stopped(t, n, cfg)
+		cfg.LogStore = given
+		if n, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--log-store="+made) {
+			t.Errorf("made with %s, opened with %s: %v", made, given, err)
+			if n != nil {
+				n.Close()
+			}
+		}
+		cfg.LogStore = made
+		n = open(t, cfg)
+		untilHealthy(t, n)
+		wantAll(t, "a", n)
+	}
 }
 
 // wantMembers waits until a shard's leader, who may be changing, tells of three voters and not of the old one.

@@ -27,7 +27,7 @@ func (n *Node) openWAL() error {
 		return nil
 	}
 	dir := n.dir.file("wal")
-	cfg := wal.Config{SegmentBytes: n.cfg.SegmentBytes, Log: n.log,
+	cfg := wal.Config{Path: dir, SegmentBytes: n.cfg.SegmentBytes, Log: n.log,
 		Fatal: func(err error) { n.fatal(fmt.Errorf("%s: %w", dir, err)) }}
 	open := func() (*wal.WAL, error) {
 		if err := os.Mkdir(dir, 0o750); err == nil {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -96,7 +97,7 @@ func TestHangEndsTheProcess(t *testing.T) {
 		hang       func(n *node, stable *slowStable, hang chan struct{})
 		checkpoint bool
 	}{
-		{"log", "raft.db", func(n *node, _ *slowStable, _ chan struct{}) { n.gate.hold() }, false},
+		{"log", "", func(n *node, _ *slowStable, _ chan struct{}) { n.gate.hold() }, false},
 		{"votes", "raft.db", func(n *node, s *slowStable, hang chan struct{}) {
 			s.mu.Lock()
 			s.hold = hang
@@ -142,7 +143,7 @@ func TestHangEndsTheProcess(t *testing.T) {
 					t.Errorf("it took %v to notice", took)
 				}
 				var h *HangError
-				if !errors.As(err, &h) || !strings.Contains(h.Path, c.file) || !strings.Contains(h.Path, n.id) {
+				if !errors.As(err, &h) || !strings.Contains(h.Path, cmp.Or(c.file, n.logPath())) || !strings.Contains(h.Path, n.id) {
 					t.Errorf("ends with %v", err)
 				}
 				// A process that was itself stopped while the disk hung does not blame the disk.
@@ -203,7 +204,7 @@ func TestFailedLogEndsTheProcess(t *testing.T) {
 	if _, _, err := s.Propose(ctx, []command.Command{set("lost", "x")}); err == nil || transport.Certain(err) {
 		t.Errorf("propose: %v", err)
 	}
-	if err := deaths[old].cause(t, filepath.Join(old.id, logName)); !errors.Is(err, syscall.EIO) {
+	if err := deaths[old].cause(t, old.logPath()); !errors.Is(err, syscall.EIO) {
 		t.Errorf("it died of %v", err)
 	}
 	old.store = nil // dead

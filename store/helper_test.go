@@ -76,6 +76,14 @@ type node struct {
 // runs them with both.
 var logKind = cmp.Or(os.Getenv("ABACUS_TEST_LOG"), "wal")
 
+// logPath ends as errors name the log.
+func (n *node) logPath() string {
+	if logKind == "boltdb" {
+		return filepath.Join(n.id, logName)
+	}
+	return n.id + "-wal"
+}
+
 // log opens the node's log, which stays open while its replicas come and go.
 func (n *node) log() *wal.WAL {
 	n.c.t.Helper()
@@ -85,7 +93,7 @@ func (n *node) log() *wal.WAL {
 	dir := filepath.Join(n.c.dir, n.id+"-wal")
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
-		n.wal, err = wal.Open(wal.Dir(dir), wal.Config{SegmentBytes: 256 << 10, Fatal: stopProcess, Log: n.c.log})
+		n.wal, err = wal.Open(wal.Dir(dir), wal.Config{Path: dir, SegmentBytes: 256 << 10, Fatal: stopProcess, Log: n.c.log})
 	}
 	if err != nil {
 		n.c.t.Fatal(err)

@@ -17,9 +17,12 @@ import (
 const (
 	// maxBatchBytes bounds an entry, or one larger proposal.
 	maxBatchBytes = 256 << 10
-	// maxInFlight is how many entries may be between raft and an answer. With two,
-	// one is written while the next fills.
-	maxInFlight = 1
+	// maxInFlight is how many entries may be between raft and an answer: one, in which the next
+	// gathers meanwhile, for an entry costs as much as tens of commands in it. Against two at any time that
+	// was 1.3 times as many puts with 64 clients, 1.1 times with 256. With so much
+	// waiting that it would fill an entry, secondBytes, one is written while the other travels.
+	maxInFlight = 2
+	secondBytes = 64 << 10
 	// enqueueTimeout is how long raft's main loop may take to accept an entry.
 	enqueueTimeout = time.Second
 	// transferWedged is how long raft may refuse entries because of a transfer of
@@ -120,7 +123,7 @@ func (l *leadership) run() {
 	for {
 		over := l.overlayFull()
 		l.hold(over)
-		for inFlight < maxInFlight {
+		for inFlight == 0 || inFlight < maxInFlight && l.queue.waiting() >= secondBytes {
 			batch, cmds := l.queue.take(maxBatchBytes, over)
 			if len(batch) == 0 {
 				break

@@ -146,7 +146,7 @@ func (l *logStore) store(logs []*raft.Log) error {
 	go func() {
 		err := wait()
 		l.writing.end(writing)
-		if err != nil && !errors.Is(err, wal.ErrClosed) {
+		if err != nil {
 			// Nobody is told that it is on the disk.
 			l.fatal(fmt.Errorf("raft log %s: store entries from %d on: %w", l.path, f.first, err))
 			return

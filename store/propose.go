@@ -243,6 +243,13 @@ func (q *queue) push(p *proposal) error {
 	return nil
 }
 
+// waiting is the size of what waits.
+func (q *queue) waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bytes
+}
+
 // take removes the oldest proposals up to a size, at least one, and joins their commands:
 // of all, or with light of those that add nothing. They pass others, which nobody can
 // tell: all of them are still unanswered.

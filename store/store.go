@@ -246,7 +246,10 @@ func (s *Store) open() error {
 		return err
 	}
 	var err error
-	raftPath := filepath.Join(s.cfg.Dir, logName)
+	logPath := filepath.Join(s.cfg.Dir, logName)
+	if s.cfg.WAL != nil {
+		logPath = s.cfg.WAL.Path()
+	}
 	if s.db, err = openLogFile(s.cfg.Dir); err != nil {
 		return err
 	}
@@ -254,7 +257,7 @@ func (s *Store) open() error {
 	if s.cfg.WrapLog != nil {
 		logs = s.cfg.WrapLog(logs)
 	}
-	s.logs = newLogStore(logs, raftPath, s.cfg.Fatal, s.log)
+	s.logs = newLogStore(logs, logPath, s.cfg.Fatal, s.log)
 	var stable raft.StableStore = s.db
 	if s.cfg.WrapStable != nil {
 		stable = s.cfg.WrapStable(stable)

@@ -77,17 +77,17 @@ func (s *Store) hung(limit, awake time.Duration) error {
 	state := filepath.Join(s.cfg.Dir, stateName)
 	checkpoint, writes := s.fsm.Checkpointing()
 	raftFile := filepath.Join(s.cfg.Dir, logName)
-	var committing time.Duration
-	if s.cfg.WAL != nil {
-		committing = s.cfg.WAL.Writing()
+	log, committing := raftFile, time.Duration(0)
+	if w := s.cfg.WAL; w != nil {
+		log, committing = w.Path(), w.Writing()
 	}
 	for _, op := range []struct {
 		path, what string
 		took       time.Duration
 		limit      time.Duration
 	}{
-		{raftFile, "a write of the log", max(s.logs.writing.running(), committing), limit},
-		{raftFile, "a read of the log", s.logs.reading.running(), limit},
+		{log, "a write of the log", max(s.logs.writing.running(), committing), limit},
+		{log, "a read of the log", s.logs.reading.running(), limit},
 		{raftFile, "a write of the term or the vote", s.stable.writing.running(), limit},
 		{filepath.Join(s.snaps.dir, metaFile), "a write of the snapshot's metadata", s.snaps.saving.running(), limit},
 		{state, "a checkpoint", checkpoint, perMiB(writes)},

@@ -14,9 +14,8 @@ import (
 )
 
 // lane sends to one peer on one lane. Callers append whole frames to the
-// outbox; run, the only one to touch the socket for writing, sends whatever
-// has gathered in one write. While there is no connection the outbox waits
-// for run to make one.
+// outbox; run sends whatever has gathered in one write. Who finds the link idle
+// writes without run. While there is no connection the outbox waits for run to make one.
 type lane struct {
 	t     *TCP
 	to    string

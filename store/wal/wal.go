@@ -20,6 +20,8 @@ type Config struct {
 	// larger commit needs is larger. Default 16 MiB: a new one costs three syncs, and some
 	// beyond those in use are kept to be used again.
 	SegmentBytes int64
+	// Path names the directory in messages about it.
+	Path string
 	// Fatal is told when the log could not be written or synced: what is on the disk,
 	// nobody knows. It does not return; if it does, all that waits gets the error. Default: panic.
 	Fatal func(error)
@@ -158,6 +160,9 @@ func (w *WAL) open() error {
 	// might have no room in it.
 	return w.commit(nil)
 }
+
+// Path is Config.Path.
+func (w *WAL) Path() string { return w.cfg.Path }
 
 // ID names this WAL among all others, for ever.
 func (w *WAL) ID() uint64 { return w.id }
