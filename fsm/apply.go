@@ -69,8 +69,8 @@ func (a *applier) state(durable uint64) *state {
 	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, init: a.init}
 }
 
-// entry applies one log entry.
-func (a *applier) entry(l *raft.Log) []command.Result {
+// entry applies one log entry. It returns the batch's id if somebody waits for the results.
+func (a *applier) entry(l *raft.Log) (results []command.Result, batch uint64) {
 	b, err := command.DecodeBatch(l.Data)
 	if err != nil {
 		panic(fmt.Errorf("fsm: entry %d of term %d: %w", l.Index, l.Term, err))
@@ -81,8 +81,8 @@ func (a *applier) entry(l *raft.Log) []command.Result {
 		a.purge()
 	}
 	wanted := b.ID != 0 && a.f.cfg.Wanted != nil && a.f.cfg.Wanted(b.ID)
-	var results []command.Result
 	if wanted {
+		batch = b.ID
 		results = make([]command.Result, len(b.Commands))
 	}
 	for i := range b.Commands {
@@ -96,7 +96,7 @@ func (a *applier) entry(l *raft.Log) []command.Result {
 			results[i] = r
 		}
 	}
-	return results
+	return results, batch
 }
 
 // exec applies one command, after the checks that all have in common.

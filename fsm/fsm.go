@@ -93,6 +93,8 @@ type Config struct {
 // Applied is what ApplyBatch returns for an entry.
 type Applied struct {
 	Index uint64
+	// Batch is the batch's id, 0 if nobody waits for its answers or it had been applied before.
+	Batch uint64
 	// Results has one result per command, or is nil if the batch was not wanted
 	// or had been applied before.
 	Results []command.Result
@@ -194,7 +196,7 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	for i, l := range logs {
 		applied[i].Index = l.Index
 		out[i] = &applied[i]
-		applied[i].Results, records = f.apply(l, records)
+		applied[i].Results, applied[i].Batch, records = f.apply(l, records)
 	}
 	// Told before the index is published: who waits for it finds the record known.
 	f.tell(records)
@@ -215,7 +217,7 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 }
 
 // apply applies one entry, as a whole: nobody sees half of it.
-func (f *FSM) apply(l *raft.Log, records []recordChange) ([]command.Result, []recordChange) {
+func (f *FSM) apply(l *raft.Log, records []recordChange) (results []command.Result, batch uint64, _ []recordChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -223,16 +225,16 @@ func (f *FSM) apply(l *raft.Log, records []recordChange) ([]command.Result, []re
 	}
 	a := &f.ap
 	if l.Index <= a.index && !planted.Is(planted.DropAppliedSkip) {
-		return nil, records
+		return nil, 0, records
 	}
 	a.index = l.Index
 	if l.Type != raft.LogCommand {
-		return nil, records
+		return nil, 0, records
 	}
 	a.records = records
-	results := a.entry(l)
+	results, batch = a.entry(l)
 	records, a.records = a.records, nil
-	return results, records
+	return results, batch, records
 }
 
 // Apply applies one entry.

@@ -220,28 +220,28 @@ func (l *leadership) elapsed() uint64 {
 func (l *leadership) propose(batch []*proposal, cmds []command.Command) {
 	s := l.store
 	b := command.Batch{ElapsedMillis: l.elapsed(), Commands: cmds}
+	p := &pending{l: l, batch: batch}
 	if len(batch) > 0 {
 		// Before raft has the entry, or it might be applied without answers.
-		b.ID = s.wanted.add()
+		b.ID = s.wanted.add(p)
 	}
 	size := 32
 	for i := range cmds {
 		size += cmds[i].Size()
 	}
 	data := b.AppendTo(make([]byte, 0, size))
-	for _, p := range batch {
-		close(p.encoded)
+	for _, q := range batch {
+		close(q.encoded)
 	}
-	f := l.in.raft.ApplyLog(raft.Log{Data: data}, enqueueTimeout)
 	if planted.Is(planted.AckBeforeCommit) && onlySets(cmds) {
 		deliver(batch, &outcome{results: slices.Repeat([]command.Result{command.OK()}, len(cmds))}, nil)
-		batch = nil
+		p.batch = nil
 	}
+	f := l.in.raft.ApplyLog(raft.Log{Data: data}, enqueueTimeout)
 	s.inFlight.run(func() {
 		out, err := l.await(f)
 		s.wanted.remove(b.ID)
-		deliver(batch, out, err)
-		l.settled <- struct{}{}
+		p.settle(out, err)
 	})
 }
 

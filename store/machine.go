@@ -23,6 +23,8 @@ type machine struct {
 	applying, restoring stopwatch
 	restoreBytes        atomic.Int64
 	fatal               func(error)
+	// wanted are the entries whose proposals wait for answers; nil: none.
+	wanted *wanted
 	// conf is the newest committed configuration that was applied. raft does not
 	// tell its index, which a safe change of members needs.
 	conf atomic.Pointer[configuration]
@@ -65,6 +67,12 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		outcomes[i] = outcome{index: l.Index, term: l.Term}
 		if a, ok := out[i].(*fsm.Applied); ok {
 			outcomes[i].results = a.Results
+			if a.Batch != 0 && m.wanted != nil {
+				// At once: by way of raft two more goroutines would have to be woken.
+				if p := m.wanted.get(a.Batch); p != nil {
+					p.settle(&outcomes[i], nil)
+				}
+			}
 		}
 		out[i] = &outcomes[i]
 		if l.Type == raft.LogConfiguration {

@@ -329,27 +329,43 @@ func (q *queue) close(err error) {
 	q.items, q.live, q.light, q.bytes = nil, 0, 0, 0
 }
 
+// pending is an entry of ours under way. Its proposals are answered once: by the state machine when it
+// has applied it, or by who waits for raft, which may know that it will not be.
+type pending struct {
+	l     *leadership
+	batch []*proposal
+	once  sync.Once
+}
+
+// settle hands out an entry's fate. It does not wait.
+func (p *pending) settle(out *outcome, err error) {
+	p.once.Do(func() {
+		deliver(p.batch, out, err)
+		p.l.settled <- struct{}{} // it has room for all that are under way
+	})
+}
+
 // wanted knows the batches whose answers this replica waits for. The ids begin
 // at random with each start, so that the replay of our own old entries, and other
 // leaders' entries, are not taken for ours.
 type wanted struct {
 	mu   sync.Mutex
 	next uint64
-	ids  map[uint64]struct{}
+	ids  map[uint64]*pending
 }
 
 func newWanted() *wanted {
-	return &wanted{next: rand.Uint64(), ids: make(map[uint64]struct{})}
+	return &wanted{next: rand.Uint64(), ids: make(map[uint64]*pending)}
 }
 
-func (w *wanted) add() uint64 {
+func (w *wanted) add(p *pending) uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.next++
 	if w.next == 0 { // means that nobody waits
 		w.next++
 	}
-	w.ids[w.next] = struct{}{}
+	w.ids[w.next] = p
 	return w.next
 }
 
@@ -359,10 +375,12 @@ func (w *wanted) remove(id uint64) {
 	delete(w.ids, id)
 }
 
-// has is called on the FSM goroutine.
-func (w *wanted) has(id uint64) bool {
+// get returns who waits for a batch, nil for nobody.
+func (w *wanted) get(id uint64) *pending {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, ok := w.ids[id]
-	return ok
+	return w.ids[id]
 }
+
+// has is called on the FSM goroutine.
+func (w *wanted) has(id uint64) bool { return w.get(id) != nil }

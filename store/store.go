@@ -303,6 +303,7 @@ func (s *Store) open() error {
 		}
 	}
 	s.machine = newMachine(s.fsm, s.snaps, s.logs, s.cfg.Fatal)
+	s.machine.wanted = s.wanted
 	in, err := newInstance(s)
 	if err != nil {
 		return err
