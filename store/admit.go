@@ -115,6 +115,9 @@ func (l *leadership) noRoom() bool {
 	if l.store.cfg.DiskFull() {
 		return true
 	}
+	if !l.in.peers.someFull.Load() { // as a rule: asked for each proposal
+		return false
+	}
 	voters, room, full := 0, 0, 0
 	l.eachReplica(func(f follower, voter, heard, self bool) {
 		if !voter {

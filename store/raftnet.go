@@ -267,6 +267,8 @@ type peers struct {
 
 	mu        sync.Mutex
 	followers map[raft.ServerID]follower
+	// someFull says whether any of them told that its disk is full.
+	someFull atomic.Bool
 }
 
 // follower is what a leader knows of another replica.
@@ -595,6 +597,13 @@ func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRe
 		f.match = max(f.match, req.PrevLogEntry+uint64(len(req.Entries)))
 	}
 	p.followers[id] = f
+	if rep.full || p.someFull.Load() {
+		full := false
+		for _, f := range p.followers {
+			full = full || f.report.full
+		}
+		p.someFull.Store(full)
+	}
 }
 
 func (p *peers) follower(id raft.ServerID, term uint64) (follower, bool) {

@@ -361,6 +361,13 @@ type connReader struct {
 	charged int64       // to Server.buffered
 	shrunk  atomic.Bool // the buffers have been given back since the last command
 	met     bool        // the first bytes have come
+	until   time.Time   // the deadline that the socket has
+	partial bool        // it is that of an unfinished command
+}
+
+func (r *connReader) setDeadline(t time.Time) {
+	r.until = t
+	r.c.nc.SetReadDeadline(t)
 }
 
 // begin is called when a pipeline was executed and the next is awaited.
@@ -378,16 +385,19 @@ func (r *connReader) release() {
 
 func (r *connReader) Read(p []byte) (int, error) {
 	srv := r.c.srv
-	var deadline time.Time
-	if r.c.r.Partial() {
+	now := time.Now()
+	switch {
+	case r.c.r.Partial():
 		if r.begun.IsZero() {
-			r.begun = time.Now()
+			r.begun = now
 		}
-		deadline = r.begun.Add(srv.cfg.CompleteTimeout)
-	} else if !r.shrunk.Load() {
-		deadline = time.Now().Add(srv.cfg.IdleAfter)
+		r.setDeadline(r.begun.Add(srv.cfg.CompleteTimeout))
+	case r.shrunk.Load():
+		r.setDeadline(time.Time{})
+	case r.partial || r.until.Sub(now) < srv.cfg.IdleAfter/2: // not at each read: it costs as much as the rest
+		r.setDeadline(now.Add(srv.cfg.IdleAfter))
 	}
-	r.c.nc.SetReadDeadline(deadline)
+	r.partial = r.c.r.Partial()
 	if srv.closing.Load() {
 		return 0, errClosing
 	}
@@ -417,6 +427,7 @@ func (r *connReader) Read(p []byte) (int, error) {
 type connWriter struct {
 	nc      net.Conn
 	timeout time.Duration
+	until   time.Time // the deadline that the socket has
 }
 
 func (w *connWriter) Write(p []byte) (int, error) {
@@ -424,7 +435,10 @@ func (w *connWriter) Write(p []byte) (int, error) {
 	done := 0
 	for {
 		n := min(len(p)-done, piece)
-		w.nc.SetWriteDeadline(time.Now().Add(w.timeout))
+		if now := time.Now(); w.until.Sub(now) < w.timeout/2 { // not at each write
+			w.until = now.Add(w.timeout)
+			w.nc.SetWriteDeadline(w.until)
+		}
 		m, err := w.nc.Write(p[done : done+n])
 		if done += m; err != nil || done == len(p) {
 			return done, err
