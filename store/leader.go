@@ -23,6 +23,10 @@ const (
 	// waiting that it would fill an entry, secondBytes, one is written while the other travels.
 	maxInFlight = 2
 	secondBytes = 64 << 10
+	// gatherTime is how long a leader with nothing under way waits for as many proposals as its last
+	// entry carried: who has just been answered is about to come back, and would else find that the first to
+	// do so has left with an entry of its own. Who was alone does not wait.
+	gatherTime = 300 * time.Microsecond
 	// enqueueTimeout is how long raft's main loop may take to accept an entry.
 	enqueueTimeout = time.Second
 	// transferWedged is how long raft may refuse entries because of a transfer of
@@ -118,22 +122,32 @@ func (l *leadership) run() {
 	l.store.startOnLeader(l)
 
 	inFlight := 0
+	group := 0             // proposals in the last entry
+	var answered time.Time // when that was
 	due := time.NewTimer(time.Hour)
 	defer due.Stop()
 	for {
 		over := l.overlayFull()
 		l.hold(over)
+		gathering := time.Duration(0)
 		for inFlight == 0 || inFlight < maxInFlight && l.queue.waiting() >= secondBytes {
+			if left := gatherTime - time.Since(answered); inFlight == 0 && group > 1 && left > 0 && l.queue.count() < group {
+				gathering = left
+				break
+			}
 			batch, cmds := l.queue.take(maxBatchBytes, over)
 			if len(batch) == 0 {
 				break
 			}
 			l.propose(batch, cmds)
+			group = len(batch)
 			inFlight++
 		}
 		switch {
 		case over: // keys end later: taking them out costs memory, too
 			due.Reset(overlayPoll)
+		case gathering > 0:
+			due.Reset(gathering)
 		case inFlight == 0:
 			wait, now := l.nextDue()
 			if now {
@@ -144,12 +158,25 @@ func (l *leadership) run() {
 				due.Reset(wait)
 			}
 		}
+		switch {
+		case over: // what waits is not taken; what comes may add nothing
+			l.queue.wakeNext()
+		case gathering > 0:
+			l.queue.wakeAt(group, secondBytes)
+		case inFlight == 0:
+			l.queue.wakeAt(1, 1)
+		case inFlight < maxInFlight:
+			l.queue.wakeAt(maxQueued, secondBytes)
+		default:
+			l.queue.wakeAt(maxQueued, maxQueueBytes)
+		}
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.queue.wake:
 		case <-l.settled:
 			inFlight--
+			answered = time.Now()
 		case <-due.C:
 		}
 	}

@@ -197,7 +197,7 @@ func deliver(batch []*proposal, out *outcome, err error) {
 
 // queue holds the proposals of one leadership until they go into an entry.
 type queue struct {
-	wake chan struct{} // has a token when something was pushed
+	wake chan struct{} // has a token when so much waits as wakeAt said
 
 	mu    sync.Mutex
 	items []*proposal // in order; some are no longer queued
@@ -205,9 +205,38 @@ type queue struct {
 	light int         // how many of those add nothing
 	bytes int         // their size
 	err   error       // set by close
+	// What wakes whoever takes: proposals, or their bytes.
+	wakeCount, wakeBytes int
 }
 
-func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1), wakeCount: 1} }
+
+// wakeAt says how many proposals, or how many bytes of them, are to wake whoever takes; it
+// does so at once if they wait already.
+func (q *queue) wakeAt(count, bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wakeCount, q.wakeBytes = count, bytes
+	q.signal()
+}
+
+// wakeNext has the next push wake whoever takes.
+func (q *queue) wakeNext() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wakeCount, q.wakeBytes = 1, 1
+}
+
+// signal wakes whoever takes if there is enough. The caller holds mu.
+func (q *queue) signal() {
+	if q.live == 0 || q.live < q.wakeCount && q.bytes < q.wakeBytes {
+		return
+	}
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
 
 // push appends a proposal, or refuses it; a refusal is certain.
 func (q *queue) push(p *proposal) error {
@@ -236,11 +265,15 @@ func (q *queue) push(p *proposal) error {
 	if p.light {
 		q.light++
 	}
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
+	q.signal()
 	return nil
+}
+
+// count is how many wait.
+func (q *queue) count() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.live
 }
 
 // waiting is the size of what waits.
