@@ -146,12 +146,13 @@ func (l *logStore) store(logs []*raft.Log) error {
 	go func() {
 		err := wait()
 		l.writing.end(writing)
-		if err != nil {
-			// Nobody is told that it is on the disk.
+		switch {
+		case err == nil:
+			l.land(f)
+		case errors.Is(err, wal.ErrClosed): // by a node that could not wait: nobody is told that it is on the disk
+		default:
 			l.fatal(fmt.Errorf("raft log %s: store entries from %d on: %w", l.path, f.first, err))
-			return
 		}
-		l.land(f)
 	}()
 	return nil
 }
@@ -179,12 +180,17 @@ func (l *logStore) land(f flight) {
 	close(f.done)
 }
 
-// synced returns a channel that is closed when entries up to an index are on the disk, nil if
-// they are.
+// synced is what others' answers about entries up to an index wait for: see landing.
 func (l *logStore) synced(index uint64) <-chan struct{} {
 	if planted.Is(planted.EarlyCommit) {
 		return nil
 	}
+	return l.landing(index)
+}
+
+// landing returns a channel that is closed when entries up to an index are on the disk, nil if
+// they are.
+func (l *logStore) landing(index uint64) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := len(l.flights) - 1; i >= 0; i-- {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -481,6 +482,14 @@ func (s *Store) close(ctx context.Context) error {
 	}
 	if n := s.inFlight.count(); n > 0 {
 		s.log.Warn("raft left entries unanswered", "entries", n)
+	}
+	// What raft did not wait for must not come after the log was closed.
+	if landing := s.logs.landing(math.MaxUint64); landing != nil {
+		select {
+		case <-landing:
+		case <-ctx.Done():
+			return fmt.Errorf("close replica %s of shard %d: %w", s.cfg.Replica, s.cfg.Shard, ctx.Err())
+		}
 	}
 	err := s.fsm.Flush()
 	return errors.Join(err, s.closeFiles())
