@@ -28,7 +28,7 @@ func TestPlanted(t *testing.T) {
 		{planted.AckBeforeCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Cut: 200 * time.Millisecond, Slow: -1, Members: -1}}},
 		// A restart then finds many entries after the snapshot that the state has already.
 		{planted.DropAppliedSkip, Options{Duration: 15 * time.Second, CheckpointBytes: 512, Snapshots: store.Snapshots{Entries: 300}}},
-		{planted.EarlyCommit, Options{Duration: 25 * time.Second, Think: 20 * time.Millisecond, Faults: Faults{Crash: 400 * time.Millisecond, Members: -1}}},
+		{planted.EarlyCommit, Options{Nodes: 3, Shards: 6, Replicas: 3, Think: 10 * time.Millisecond, Faults: Faults{Crash: 600 * time.Millisecond, Slow: 300 * time.Millisecond, Cut: 2 * time.Second, Late: -1, Members: -1}}},
 		{planted.LogNotMonotonic, Options{}},
 		{planted.EarlyCompaction, Options{}},
 		{planted.SkipSessionCheck, Options{}},
@@ -51,6 +51,9 @@ func TestPlanted(t *testing.T) {
 				r, _, err := scenarioProcess(ctx, seed, options, string(c.bug))
 				if ctx.Err() != nil {
 					t.Fatalf("not found in %v: %s", plantedLimit, sum)
+				}
+				if err != nil && strings.Contains(err.Error(), "the scenario shows too little") {
+					continue // which may be so without the bug
 				}
 				if err != nil {
 					first, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
