@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -144,6 +145,9 @@ func (l *logStore) store(logs []*raft.Log) error {
 		return err
 	}
 	go func() {
+		if planted.Is(planted.EarlyCommit) {
+			time.Sleep(20 * time.Millisecond) // so that there is something that the disk does not have yet
+		}
 		err := wait()
 		l.writing.end(writing)
 		switch {
