@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 
+	"github.com/abacusdb/abacus/store"
 	"github.com/abacusdb/abacus/store/wal"
 )
 
@@ -46,8 +44,8 @@ func (n *Node) openWAL() error {
 	w, err := open()
 	if errors.Is(err, wal.ErrDamaged) {
 		n.log.Error("the node's log is damaged: every replica here has to be replaced", "err", err)
-		if err := n.quarantineWAL(dir); err != nil {
-			return err
+		if _, err := store.PutAside(dir); err != nil {
+			return fmt.Errorf("put damaged log aside: %w", err)
 		}
 		w, err = open()
 	}
@@ -56,35 +54,6 @@ func (n *Node) openWAL() error {
 	}
 	n.wal = w
 	return n.dropOrphans()
-}
-
-// quarantineWAL puts a damaged log aside, and removes the oldest that were.
-func (n *Node) quarantineWAL(dir string) error {
-	prefix := dir + damagedSuffix + "-"
-	names, err := filepath.Glob(prefix + "*")
-	if err != nil {
-		return err
-	}
-	var old []int
-	for _, p := range names {
-		if i, err := strconv.Atoi(strings.TrimPrefix(p, prefix)); err == nil {
-			old = append(old, i)
-		}
-	}
-	slices.Sort(old)
-	next := 1
-	if len(old) > 0 {
-		next = old[len(old)-1] + 1
-	}
-	for ; len(old) >= keepDamaged; old = old[1:] {
-		if err := os.RemoveAll(prefix + strconv.Itoa(old[0])); err != nil {
-			return fmt.Errorf("remove an old damaged log: %w", err)
-		}
-	}
-	if err := os.Rename(dir, prefix+strconv.Itoa(next)); err != nil {
-		return fmt.Errorf("put damaged log aside: %w", err)
-	}
-	return syncDir(n.dir.path)
 }
 
 // dropOrphans forgets the logs of replicas that are not here any more: a replica's directory goes first.

@@ -51,7 +51,8 @@ const (
 	stateName    = "state"
 	incomingName = "state.incoming" // half received: removed at a start
 	receivedName = "state.received" // whole and checked: takes the place of state
-	damagedName  = "state.damaged-" // and a number: what it replaced
+	// damagedSuffix and a number end the name of what was put aside.
+	damagedSuffix = ".damaged-"
 )
 
 // seeds is a node's traffic of state copies. Part of Net.
@@ -459,34 +460,44 @@ func finishSeed(dir string, log *slog.Logger) error {
 
 // quarantineState puts the state aside, and removes the oldest that were.
 func quarantineState(dir string, log *slog.Logger) error {
-	names, err := filepath.Glob(filepath.Join(dir, damagedName+"*"))
+	to, err := PutAside(filepath.Join(dir, stateName))
+	if errors.Is(err, fs.ErrNotExist) { // a crash came right after
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	log.Warn("damaged state put aside", "path", to)
+	return nil
+}
+
+// PutAside renames a damaged file or directory, durably, to path.damaged-N with the next N, and
+// returns that. It first removes the oldest, so that keepDamaged of them stay.
+func PutAside(path string) (to string, err error) {
+	prefix := path + damagedSuffix
+	names, err := filepath.Glob(prefix + "*")
+	if err != nil {
+		return "", err
+	}
 	var old []int
 	for _, p := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(p), damagedName)); err == nil {
+		if n, err := strconv.Atoi(strings.TrimPrefix(p, prefix)); err == nil {
 			old = append(old, n)
 		}
 	}
 	slices.Sort(old)
-	numbered := func(n int) string { return filepath.Join(dir, damagedName+strconv.Itoa(n)) }
 	next := 1
 	if len(old) > 0 {
 		next = old[len(old)-1] + 1
 	}
-	for len(old) >= keepDamaged {
-		if err := os.RemoveAll(numbered(old[0])); err != nil {
-			return err
+	for ; len(old) >= keepDamaged; old = old[1:] {
+		if err := os.RemoveAll(prefix + strconv.Itoa(old[0])); err != nil {
+			return "", err
 		}
-		old = old[1:]
 	}
-	switch err := os.Rename(filepath.Join(dir, stateName), numbered(next)); {
-	case errors.Is(err, fs.ErrNotExist): // a crash came right after
-		return nil
-	case err != nil:
-		return err
+	to = prefix + strconv.Itoa(next)
+	if err := os.Rename(path, to); err != nil {
+		return "", err
 	}
-	log.Warn("damaged state put aside", "path", numbered(next))
-	return syncDir(dir)
+	return to, syncDir(filepath.Dir(path))
 }

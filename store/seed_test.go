@@ -141,7 +141,7 @@ func TestRepairStateUnderLoad(t *testing.T) {
 				t.Errorf("%s is left: %v", name, err)
 			}
 		}
-		if put, _ := filepath.Glob(filepath.Join(f.config().Dir, damagedName+"*")); len(put) == 0 || len(put) > keepDamaged {
+		if put, _ := filepath.Glob(filepath.Join(f.config().Dir, stateName+damagedSuffix+"*")); len(put) == 0 || len(put) > keepDamaged {
 			t.Errorf("put aside: %v", put)
 		}
 	}
@@ -361,7 +361,7 @@ func TestRepairStateCrash(t *testing.T) {
 	c.converge()
 	f.kill()
 	// Put aside and not replaced: the empty state lies behind the snapshot.
-	if err := os.Rename(filepath.Join(dir, stateName), filepath.Join(dir, damagedName+"9")); err != nil {
+	if err := os.Rename(filepath.Join(dir, stateName), filepath.Join(dir, stateName+damagedSuffix+"9")); err != nil {
 		t.Fatal(err)
 	}
 	f.wantDamage(DamageState)
