@@ -185,7 +185,8 @@ func (o *outbox) write(conn *peerConn, b []byte) error {
 }
 
 // flush sends what is left over and what has gathered, and says whether there was anything.
-func (o *outbox) flush(conn *peerConn, timeout time.Duration) (any bool, err error) {
+// took, if not nil, is called with mu held when it takes what has gathered.
+func (o *outbox) flush(conn *peerConn, timeout time.Duration, took func()) (any bool, err error) {
 	o.writing.Lock()
 	defer o.writing.Unlock()
 	if rest := o.rest; rest != nil {
@@ -195,7 +196,12 @@ func (o *outbox) flush(conn *peerConn, timeout time.Duration) (any bool, err err
 		}
 		any = true
 	}
-	b := o.take()
+	o.mu.Lock()
+	b := o.takeLocked()
+	if len(b) > 0 && took != nil {
+		took()
+	}
+	o.mu.Unlock()
 	if len(b) == 0 {
 		return any, nil
 	}
@@ -244,13 +250,7 @@ func (o *outbox) empty() bool {
 	return len(o.buf) == 0
 }
 
-// take returns all frames gathered; what is in them counts as sent.
-func (o *outbox) take() []byte {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.takeLocked()
-}
-
+// takeLocked returns all frames gathered; what is in them counts as sent. The caller holds mu.
 func (o *outbox) takeLocked() []byte {
 	if len(o.buf) == 0 {
 		return nil

@@ -314,7 +314,7 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 			return nil
 		default:
 		}
-		if any, err := l.out.flush(conn, l.t.cfg.WriteTimeout); err != nil {
+		if any, err := l.out.flush(conn, l.t.cfg.WriteTimeout, nil); err != nil {
 			return fmt.Errorf("write: %w", err)
 		} else if any {
 			l.t.stats.writes.Add(1)
@@ -344,7 +344,7 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 				l.out.mu.Lock()
 				l.out.buf = appendFrame(l.out.buf, &h, nil)
 				l.out.mu.Unlock()
-				if _, err := l.out.flush(conn, l.t.cfg.WriteTimeout); err != nil {
+				if _, err := l.out.flush(conn, l.t.cfg.WriteTimeout, nil); err != nil {
 					return fmt.Errorf("write: %w", err)
 				}
 			}

@@ -28,6 +28,9 @@ type inbound struct {
 	offset *offset
 	out    outbox
 	done   chan struct{} // closed after the last dispatch
+	// gone is what runWrite is writing; took fills it in. The loop's own.
+	gone answers
+	took func()
 
 	// Guarded by out.mu.
 	running  map[uint64]context.CancelFunc
@@ -164,6 +167,7 @@ func (t *TCP) serveLink(conn *peerConn, h hello, off *offset) {
 		in.limit = maxControlFrame
 	}
 	in.out.wake = make(chan struct{}, 1)
+	in.took = func() { in.gone = in.taken() } // made once: it is called for each write
 	in.ctx, in.cancel = context.WithCancel(t.ctx)
 	defer in.cancel()
 
@@ -372,11 +376,12 @@ func (in *inbound) answer(id uint64, n int64, resp []byte, err error) {
 		return
 	}
 	b := in.out.begin(in.conn)
-	gone := in.taken(b)
-	in.out.mu.Unlock()
 	if b == nil {
+		in.out.mu.Unlock()
 		return
 	}
+	gone := in.taken()
+	in.out.mu.Unlock()
 	in.t.stats.writes.Add(1)
 	if in.out.write(in.conn, b) != nil {
 		in.conn.Close() // the reading loop ends the link
@@ -392,10 +397,7 @@ type answers struct {
 }
 
 // taken notes that what has gathered was taken to be written. The caller holds out.mu.
-func (in *inbound) taken(b []byte) (a answers) {
-	if len(b) == 0 {
-		return a
-	}
+func (in *inbound) taken() (a answers) {
 	a = answers{in.answers, in.size}
 	in.answers, in.size, in.refused, in.ponged = 0, 0, 0, false
 	return a
@@ -457,27 +459,13 @@ func (in *inbound) runWrite() {
 }
 
 func (in *inbound) flush() (any bool, err error) {
-	in.out.writing.Lock()
-	defer in.out.writing.Unlock()
-	if rest := in.out.rest; rest != nil {
-		in.out.rest = nil
-		if err := writeAll(in.conn, rest, in.t.cfg.WriteTimeout); err != nil {
-			return true, err
-		}
-		any = true
+	in.gone = answers{}
+	any, err = in.out.flush(in.conn, in.t.cfg.WriteTimeout, in.took)
+	if any {
+		in.t.stats.writes.Add(1)
 	}
-	in.out.mu.Lock()
-	b := in.out.takeLocked()
-	gone := in.taken(b)
-	in.out.mu.Unlock()
-	if len(b) == 0 {
-		return any, nil
+	if in.gone.count > 0 && err == nil {
+		in.sent(in.gone)
 	}
-	in.t.stats.writes.Add(1)
-	if err := writeAll(in.conn, b, in.t.cfg.WriteTimeout); err != nil {
-		return true, err
-	}
-	in.out.giveBack(b)
-	in.sent(gone)
-	return true, nil
+	return any, err
 }
