@@ -105,6 +105,11 @@ func (w *boltWalk) metas() (root uint64, err error) {
 			newest, root, w.end = txid, u64(m[16:]), u64(m[40:])
 		}
 	}
+	// bbolt grows the file before a commit uses the new pages. Of one that is shorter than that, a part
+	// is gone, be it only free pages: whatever cut it may have cut later commits off before.
+	if w.end > uint64(w.size/w.pageSize) {
+		return 0, damagedBolt("it ends at byte %d, with %d pages in use", w.size, w.end)
+	}
 	return root, nil
 }
 

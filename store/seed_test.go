@@ -620,3 +620,39 @@ func TestRepairLogEveryPage(t *testing.T) {
 		t.Errorf("only %d flips were noticed", refused)
 	}
 }
+
+// The file of log and votes is cut at each page, after its metas, and within each: where all that is cut off
+// was never in use, nothing is lost; anything else is noticed, free pages too.
+func TestRepairLogCut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), logName)
+	db, err := openBolt(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for term := range uint64(20) { // the first pages are free again
+		if err := db.SetUint64([]byte(keyCurrentTerm), term); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustClose(t, db)
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inUse := int64(binary.NativeEndian.Uint64(sound[16+40:]))
+	if other := int64(binary.NativeEndian.Uint64(sound[os.Getpagesize()+16+40:])); other > inUse {
+		inUse = other
+	}
+	inUse *= int64(os.Getpagesize())
+	if inUse < 5*4096 || int64(len(sound)) <= inUse {
+		t.Fatalf("%d bytes in use in a file of %d show nothing", inUse, len(sound))
+	}
+	for at := int64(17); at < int64(len(sound)); at += 2048 {
+		if err := os.WriteFile(path, sound[:at], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkBolt(path); errors.Is(err, ErrLogDamaged) != (at < inUse) {
+			t.Errorf("cut at byte %d, with %d in use: %v", at, inUse, err)
+		}
+	}
+}
