@@ -404,11 +404,11 @@ func readHead(fsys FS) (h head, err error) {
 		return h, err
 	}
 	b := make([]byte, headBytes)
-	_, err = f.ReadAt(b, 0)
+	n, err := f.ReadAt(b, 0)
 	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, io.EOF) {
 		return h, err
 	}
-	if binary.BigEndian.Uint64(b) != headMagic || binary.BigEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli) {
+	if n < headBytes || binary.BigEndian.Uint64(b) != headMagic || binary.BigEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli) {
 		return h, damaged("%s", headName)
 	}
 	if v := binary.BigEndian.Uint32(b[8:]); v != formatVersion {
