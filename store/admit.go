@@ -168,6 +168,7 @@ func (l *leadership) eachReplica(visit func(f follower, voter, heard, self bool)
 // hold notes whether writes are held back.
 func (l *leadership) hold(over bool) {
 	now, log := time.Now(), l.store.log
+	l.queue.hold(over)
 	switch {
 	case over && l.heldSince.IsZero():
 		l.heldSince = now

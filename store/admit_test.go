@@ -230,7 +230,7 @@ func TestFullDisk(t *testing.T) {
 
 // Light proposals are taken past the others, and the counts stay right.
 func TestTakeLight(t *testing.T) {
-	q := newQueue()
+	q := newQueue(newPacer())
 	var light, heavy []*proposal
 	for i := range 10 {
 		w := newProposal([]command.Command{set("k", "v")})

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -15,18 +16,6 @@ import (
 )
 
 const (
-	// maxBatchBytes bounds an entry, or one larger proposal.
-	maxBatchBytes = 256 << 10
-	// maxInFlight is how many entries may be between raft and an answer: one, in which the next
-	// gathers meanwhile, for an entry costs as much as tens of commands in it. Against two at any time that
-	// was 1.3 times as many puts with 64 clients, 1.1 times with 256. With so much
-	// waiting that it would fill an entry, secondBytes, one is written while the other travels.
-	maxInFlight = 2
-	secondBytes = 64 << 10
-	// gatherTime is how long a leader with nothing under way waits for as many proposals as its last
-	// entry carried: who has just been answered is about to come back, and would else find that the first to
-	// do so has left with an entry of its own. Who was alone does not wait.
-	gatherTime = 300 * time.Microsecond
 	// enqueueTimeout is how long raft's main loop may take to accept an entry.
 	enqueueTimeout = time.Second
 	// transferWedged is how long raft may refuse entries because of a transfer of
@@ -50,8 +39,6 @@ type leadership struct {
 	done   chan struct{}
 
 	queue *queue
-	// settled gets a token for each entry in flight that came to its end.
-	settled chan struct{}
 
 	// ready is closed when the opening no-op was applied; term is set before.
 	ready chan struct{}
@@ -77,7 +64,7 @@ type leadership struct {
 func newLeadership(in *instance) *leadership {
 	l := &leadership{
 		store: in.store, in: in, done: make(chan struct{}), ready: make(chan struct{}),
-		queue: newQueue(), settled: make(chan struct{}, maxInFlight), began: time.Now(),
+		queue: newQueue(in.store.cfg.Net.pacer), began: time.Now(),
 	}
 	l.ctx, l.cancel = context.WithCancel(in.store.ctx)
 	in.store.lead.Store(l)
@@ -121,62 +108,33 @@ func (l *leadership) run() {
 	l.store.log.Info("leading", "term", l.term)
 	l.store.startOnLeader(l)
 
-	inFlight := 0
-	group := 0             // proposals in the last entry
-	var answered time.Time // when that was
 	due := time.NewTimer(time.Hour)
 	defer due.Stop()
 	for {
 		over := l.overlayFull()
 		l.hold(over)
-		gathering := time.Duration(0)
-		for inFlight == 0 || inFlight < maxInFlight && l.queue.waiting() >= secondBytes {
-			if left := gatherTime - time.Since(answered); inFlight == 0 && group > 1 && left > 0 && l.queue.count() < group {
-				gathering = left
-				break
-			}
-			batch, cmds := l.queue.take(maxBatchBytes, over)
+		for {
+			batch, cmds, round := l.queue.next()
 			if len(batch) == 0 {
 				break
 			}
-			l.propose(batch, cmds)
-			group = len(batch)
-			inFlight++
+			l.propose(&pending{l: l, batch: batch, round: round}, cmds)
 		}
-		switch {
-		case over: // keys end later: taking them out costs memory, too
+		if over { // keys end later: taking them out costs memory, too
 			due.Reset(overlayPoll)
-		case gathering > 0:
-			due.Reset(gathering)
-		case inFlight == 0:
+		} else if l.queue.idle() {
 			wait, now := l.nextDue()
-			if now {
+			if now && l.queue.begin() {
 				l.lastDue = time.Now()
-				l.propose(nil, []command.Command{{Op: command.OpNoop}})
-				inFlight++
+				l.propose(&pending{l: l}, []command.Command{{Op: command.OpNoop}})
 			} else {
 				due.Reset(wait)
 			}
-		}
-		switch {
-		case over: // what waits is not taken; what comes may add nothing
-			l.queue.wakeNext()
-		case gathering > 0:
-			l.queue.wakeAt(group, secondBytes)
-		case inFlight == 0:
-			l.queue.wakeAt(1, 1)
-		case inFlight < maxInFlight:
-			l.queue.wakeAt(maxQueued, secondBytes)
-		default:
-			l.queue.wakeAt(maxQueued, maxQueueBytes)
 		}
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-l.queue.wake:
-		case <-l.settled:
-			inFlight--
-			answered = time.Now()
 		case <-due.C:
 		}
 	}
@@ -193,15 +151,19 @@ func (l *leadership) open() bool {
 		}
 	}
 	for l.ctx.Err() == nil {
+		if !l.queue.begin() { // the one before has its answer, and is about to be counted out
+			runtime.Gosched()
+			continue
+		}
 		l.base, l.counted = time.Now(), 0
 		p := newProposal(nil)
-		l.propose([]*proposal{p}, cmds)
+		l.propose(&pending{l: l, batch: []*proposal{p}}, cmds)
+		var a answer
 		select {
-		case <-l.settled:
+		case a = <-p.answer:
 		case <-l.ctx.Done():
 			return false
 		}
-		a := <-p.answer
 		if a.err == nil {
 			l.term = a.term
 			close(l.ready)
@@ -244,10 +206,10 @@ func (l *leadership) elapsed() uint64 {
 }
 
 // propose gives raft one entry and has its outcome handed out.
-func (l *leadership) propose(batch []*proposal, cmds []command.Command) {
+func (l *leadership) propose(p *pending, cmds []command.Command) {
 	s := l.store
 	b := command.Batch{ElapsedMillis: l.elapsed(), Commands: cmds}
-	p := &pending{l: l, batch: batch}
+	batch := p.batch
 	if len(batch) > 0 {
 		// Before raft has the entry, or it might be applied without answers.
 		b.ID = s.wanted.add(p)

@@ -59,7 +59,7 @@ func TestQueue(t *testing.T) {
 		p.size = n
 		return p
 	}
-	q := newQueue()
+	q := newQueue(newPacer())
 	a, b, c, d := sized(100), sized(100), sized(1000), sized(1)
 	for _, p := range []*proposal{a, b, c, d} {
 		if err := q.push(p); err != nil {
@@ -105,7 +105,7 @@ func TestQueue(t *testing.T) {
 // Random pushes, takes and forgets against a plain list.
 func TestQueueModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	q := newQueue()
+	q := newQueue(newPacer())
 	var model []*proposal
 	for range 20000 {
 		switch r.IntN(4) {

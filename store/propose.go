@@ -5,7 +5,6 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -195,178 +194,12 @@ func deliver(batch []*proposal, out *outcome, err error) {
 	}
 }
 
-// queue holds the proposals of one leadership until they go into an entry.
-type queue struct {
-	wake chan struct{} // has a token when so much waits as wakeAt said
-
-	mu    sync.Mutex
-	items []*proposal // in order; some are no longer queued
-	live  int         // how many still are
-	light int         // how many of those add nothing
-	bytes int         // their size
-	err   error       // set by close
-	// What wakes whoever takes: proposals, or their bytes.
-	wakeCount, wakeBytes int
-}
-
-func newQueue() *queue { return &queue{wake: make(chan struct{}, 1), wakeCount: 1} }
-
-// wakeAt says how many proposals, or how many bytes of them, are to wake whoever takes; it
-// does so at once if they wait already.
-func (q *queue) wakeAt(count, bytes int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.wakeCount, q.wakeBytes = count, bytes
-	q.signal()
-}
-
-// wakeNext has the next push wake whoever takes.
-func (q *queue) wakeNext() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.wakeCount, q.wakeBytes = 1, 1
-}
-
-// signal wakes whoever takes if there is enough. The caller holds mu.
-func (q *queue) signal() {
-	if q.live == 0 || q.live < q.wakeCount && q.bytes < q.wakeBytes {
-		return
-	}
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
-}
-
-// push appends a proposal, or refuses it; a refusal is certain.
-func (q *queue) push(p *proposal) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	switch {
-	case q.err != nil:
-		return q.err
-	case q.live > 0 && q.bytes+p.size > maxQueueBytes, q.live >= maxQueued:
-		return transport.Errorf(transport.CodeBusy, "%d proposals of %d bytes wait already", q.live, q.bytes)
-	}
-	if len(q.items) > 64 && q.live < len(q.items)/2 {
-		keep := q.items[:0]
-		for _, old := range q.items {
-			if old.queued {
-				keep = append(keep, old)
-			}
-		}
-		clear(q.items[len(keep):])
-		q.items = keep
-	}
-	p.queued = true
-	q.items = append(q.items, p)
-	q.live++
-	q.bytes += p.size
-	if p.light {
-		q.light++
-	}
-	q.signal()
-	return nil
-}
-
-// count is how many wait.
-func (q *queue) count() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.live
-}
-
-// waiting is the size of what waits.
-func (q *queue) waiting() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.bytes
-}
-
-// take removes the oldest proposals up to a size, at least one, and joins their commands:
-// of all, or with light of those that add nothing. They pass others, which nobody can
-// tell: all of them are still unanswered.
-func (q *queue) take(maxBytes int, light bool) (batch []*proposal, cmds []command.Command) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	size, commands := 0, 0
-	for _, p := range q.items {
-		if light && q.light == 0 {
-			break
-		}
-		if !p.queued || light && !p.light {
-			continue
-		}
-		if len(batch) > 0 && size+p.size > maxBytes {
-			break
-		}
-		p.queued = false
-		batch = append(batch, p)
-		size += p.size
-		commands += len(p.cmds)
-		if p.light {
-			q.light--
-		}
-	}
-	q.live -= len(batch)
-	q.bytes -= size
-	// What was taken from the middle, push clears away.
-	n := slices.IndexFunc(q.items, func(p *proposal) bool { return p.queued })
-	if n < 0 {
-		clear(q.items)
-		q.items = q.items[:0]
-	} else {
-		clear(q.items[:n])
-		q.items = q.items[n:]
-	}
-	if len(batch) == 0 {
-		return nil, nil
-	}
-	cmds = make([]command.Command, 0, commands)
-	for _, p := range batch {
-		cmds = append(cmds, p.cmds...)
-	}
-	return batch, cmds
-}
-
-// forget takes a proposal out; false if it is not in the queue any more.
-func (q *queue) forget(p *proposal) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !p.queued {
-		return false
-	}
-	p.queued = false
-	q.live--
-	q.bytes -= p.size
-	if p.light {
-		q.light--
-	}
-	return true
-}
-
-// close refuses what is queued and all that comes.
-func (q *queue) close(err error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.err != nil {
-		return
-	}
-	q.err = err
-	for _, p := range q.items {
-		if p.queued {
-			p.queued = false
-			p.answer <- answer{err: err}
-		}
-	}
-	q.items, q.live, q.light, q.bytes = nil, 0, 0, 0
-}
-
 // pending is an entry of ours under way. Its proposals are answered once: by the state machine when it
 // has applied it, or by who waits for raft, which may know that it will not be.
 type pending struct {
 	l     *leadership
 	batch []*proposal
+	round uint64 // of the node in which it was proposed
 	once  sync.Once
 }
 
@@ -374,7 +207,7 @@ type pending struct {
 func (p *pending) settle(out *outcome, err error) {
 	p.once.Do(func() {
 		deliver(p.batch, out, err)
-		p.l.settled <- struct{}{} // it has room for all that are under way
+		p.l.queue.settled(p.round, len(p.batch))
 	})
 }
 

@@ -55,6 +55,7 @@ type Net struct {
 	log      *slog.Logger
 	installs chan struct{} // a token per snapshot being sent
 	confirms *confirms     // the rounds of reads
+	pacer    *pacer        // the rounds of entries
 	seeds    *seeds
 
 	mu       sync.RWMutex
@@ -66,7 +67,7 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	n := &Net{t: t, log: log, installs: make(chan struct{}, installAtOnce), replicas: make(map[address]*peers)}
+	n := &Net{t: t, log: log, installs: make(chan struct{}, installAtOnce), pacer: newPacer(), replicas: make(map[address]*peers)}
 	n.confirms = newConfirms(n)
 	t.HandleInOrder(transport.MethodRaftAppend, n.onAppend)
 	t.HandleInOrder(transport.MethodConfirm, n.onConfirm)

@@ -1,0 +1,215 @@
+package store
+
+import (
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// racer is a leadership of a test: it takes its turn when it is woken.
+type racer struct {
+	*turn
+	wake   chan struct{}
+	round  uint64 // of the turn that it has, 0: none
+	number int    // of proposals that went with it
+}
+
+func racers(p *pacer, n int) (list []*racer) {
+	for range n {
+		wake := make(chan struct{}, 1)
+		list = append(list, &racer{turn: p.turn(wake), wake: wake})
+	}
+	return list
+}
+
+// goes takes the turn if it was granted, with all that waits.
+func (r *racer) goes() bool {
+	select {
+	case <-r.wake:
+	default:
+		return false
+	}
+	round := r.granted.Swap(0)
+	if round == 0 {
+		return false
+	}
+	r.p.mu.Lock()
+	r.round, r.number = round, r.count
+	r.p.mu.Unlock()
+	r.took(round, r.number)
+	return true
+}
+
+func (r *racer) settle() {
+	round := r.round
+	r.round = 0
+	r.done(round, r.number)
+}
+
+// TestPacerAlone shows that a single client never waits, on whichever shards its keys are.
+func TestPacerAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := racers(newPacer(), 3)
+		for i := range 10 {
+			r := list[i*i%3]
+			r.add(1)
+			if !r.goes() || r.number != 1 {
+				t.Fatalf("proposal %d waits for somebody", i)
+			}
+			time.Sleep(time.Millisecond)
+			r.settle()
+		}
+	})
+}
+
+// TestPacerTogether shows that what comes while a round is under way goes together when it has ended and those who were
+// answered are back, or gatherTime later.
+func TestPacerTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := racers(newPacer(), 3)
+		a, b, c := list[0], list[1], list[2]
+		a.add(1)
+		a.goes()
+		b.add(2)
+		if b.goes() {
+			t.Fatal("went beside a round that has just opened")
+		}
+		a.settle()
+		c.add(1)
+		if !b.goes() || !c.goes() || b.round != c.round || b.number != 2 {
+			t.Fatalf("three were unanswered at one time, and three wait: rounds %d and %d", b.round, c.round)
+		}
+		a.add(1)
+		b.settle()
+		if a.goes() {
+			t.Fatal("went while the round goes on")
+		}
+		c.settle() // and nobody comes back
+		ended := time.Now()
+		<-a.wake
+		if waited := time.Since(ended); waited != gatherTime || a.granted.Load() != b.p.round {
+			t.Errorf("went after %v", waited)
+		}
+	})
+}
+
+// TestPacerSlow shows that a shard whose entry is not settled holds the others up for roundTime, once, and takes
+// part again when it is.
+func TestPacerSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := racers(newPacer(), 2)
+		slow, quick := list[0], list[1]
+		slow.add(1)
+		slow.goes()
+		began := time.Now()
+		slow.add(1) // more for it
+		quick.add(1)
+		synctest.Wait()
+		<-quick.wake
+		if waited := time.Since(began); waited != roundTime {
+			t.Errorf("the other shard waited for %v", waited)
+		}
+		quick.wake <- struct{}{}
+		quick.goes()
+		quick.settle()
+		for range 5 {
+			quick.add(1)
+			time.Sleep(gatherTime) // the slow one's client is not back
+			synctest.Wait()
+			if !quick.goes() {
+				t.Fatal("the other shard waits again")
+			}
+			quick.settle()
+			if slow.goes() {
+				t.Fatal("an entry was asked for beside one that is under way")
+			}
+		}
+		slow.settle()
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		if !slow.goes() || slow.number != 1 {
+			t.Error("what waited for the slow one's entry was forgotten")
+		}
+	})
+}
+
+// TestPacerLeave shows that who leaves, granted a turn or waiting for one, holds nobody up.
+func TestPacerLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := racers(newPacer(), 3)
+		a, b, c := list[0], list[1], list[2]
+		a.add(1)
+		b.add(2)
+		a.leave() // with a turn
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		if !b.goes() {
+			t.Fatal("waits for one that has left")
+		}
+		c.add(1)
+		c.leave()
+		b.settle()
+		b.add(1)
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		if !b.goes() || b.p.count != 0 || len(b.p.waiting) != 0 {
+			t.Errorf("%d proposals in %d places wait", b.p.count, len(b.p.waiting))
+		}
+		b.settle()
+	})
+}
+
+// TestPacerModel has many shards come, go, be slow, and forget proposals, and shows that each that waits is asked in time, and
+// none twice.
+func TestPacerModel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		p := newPacer()
+		list := racers(p, 9)
+		since := map[*racer]time.Time{} // when it could have gone
+		for step := range 50_000 {
+			r := list[rng.IntN(len(list))]
+			switch rng.IntN(6) {
+			case 0, 1:
+				r.add(1 + rng.IntN(3))
+			case 2:
+				if r.count > 0 {
+					r.add(-1)
+				}
+			case 3:
+				if r.round != 0 && (r != list[0] || rng.IntN(20) == 0) {
+					r.settle()
+				}
+			case 4:
+				time.Sleep(time.Duration(rng.IntN(200)) * time.Microsecond)
+				synctest.Wait()
+			}
+			sum := 0
+			for i, r := range list {
+				had := r.round
+				switch {
+				case r.goes() && had != 0:
+					t.Fatalf("step %d: two turns at once", step)
+				case r.round != 0 && r.number == 0:
+					r.settle()
+				}
+				switch {
+				case r.count == 0 || r.round != 0:
+					delete(since, r)
+				case since[r].IsZero():
+					since[r] = time.Now()
+				case time.Since(since[r]) > 2*roundTime+gatherTime:
+					t.Fatalf("step %d: shard %d waits for %v", step, i, time.Since(since[r]))
+				}
+				sum += r.count
+			}
+			if p.count != sum || p.unanswered < 0 || p.flying < 0 || len(p.waiting) > len(list) {
+				t.Fatalf("step %d: %d wait, counted %d; %d unanswered, %d under way", step, sum, p.count, p.unanswered, p.flying)
+			}
+		}
+		if p.round < 200 {
+			t.Errorf("%d rounds", p.round)
+		}
+	})
+}
