@@ -164,11 +164,18 @@ func (s stopped) Call(_ context.Context, _ string, _ transport.Lane, m transport
 type detached struct{ CoordinatorEnv }
 
 func (d detached) CallLeader(ctx context.Context, shard uint32, m transport.Method, req []byte) ([]byte, error) {
-	pending, complete := transport.NewPending()
-	go func() { complete(d.CoordinatorEnv.CallLeader(context.WithoutCancel(ctx), shard, m, req)) }()
+	type answer struct {
+		resp []byte
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		resp, err := d.CoordinatorEnv.CallLeader(context.WithoutCancel(ctx), shard, m, req)
+		done <- answer{resp, err}
+	}()
 	select {
-	case <-pending.Done():
-		return pending.Wait()
+	case a := <-done:
+		return a.resp, a.err
 	case <-ctx.Done():
 		return nil, transport.Errorf(transport.CodeLinkLost, "%v", ctx.Err())
 	}

@@ -358,6 +358,7 @@ type gate struct {
 	mu   sync.Mutex
 	shut chan struct{} // closed by release; nil if open
 	fail error
+	last chan struct{} // closed when the last append was answered; nil: there was none
 }
 
 func newGate(l raft.LogStore) *gate { return &gate{LogStore: l} }
@@ -395,25 +396,30 @@ func (g *gate) StoreLogs(ls []*raft.Log) error {
 }
 
 // AppendAsync has entries on the disk when the gate is open, and readable before.
-func (g *gate) AppendAsync(ls []*raft.Log) (func() error, error) {
+func (g *gate) AppendAsync(ls []*raft.Log, done func(error)) error {
 	g.mu.Lock()
-	shut, fail := g.shut, g.fail
-	g.mu.Unlock()
-	if fail != nil {
-		return nil, fail
+	defer g.mu.Unlock()
+	if g.fail != nil {
+		return g.fail
 	}
-	inner, ok := g.LogStore.(AsyncLog)
-	if !ok {
-		err := g.StoreLogs(ls)
-		return func() error { return nil }, err
-	}
-	wait, err := inner.AppendAsync(ls)
-	return func() error {
+	shut, before, landed := g.shut, g.last, make(chan struct{})
+	g.last = landed
+	after := func(err error) { // in order
+		if before != nil {
+			<-before
+		}
 		if shut != nil {
 			<-shut
 		}
-		return wait()
-	}, err
+		done(err)
+		close(landed)
+	}
+	inner, ok := g.LogStore.(AsyncLog)
+	if !ok {
+		go func() { after(g.LogStore.StoreLogs(ls)) }()
+		return nil
+	}
+	return inner.AppendAsync(ls, func(err error) { go after(err) })
 }
 
 // openLog opens a real log in a new directory.

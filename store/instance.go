@@ -34,7 +34,7 @@ type instance struct {
 func newInstance(s *Store) (*instance, error) {
 	in := &instance{store: s, notify: make(chan bool), failed: make(chan string, 1), halting: make(chan struct{}), stopped: make(chan struct{})}
 	s.logs.ahead = in.needsOthers
-	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.logs.synced, s.exclusive, s.log)
+	in.peers = newPeers(s.cfg.Net, s.self, s.cfg.Node, s.cfg.Timing, s.stable, s.stuckFor, s.logs.unsynced, s.exclusive, s.log)
 	in.peers.report = func() report {
 		rep := report{overlay: s.fsm.OverlayBytes(), full: s.cfg.DiskFull()}
 		if r := in.peers.raft.Load(); r != nil {

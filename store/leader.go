@@ -208,30 +208,22 @@ func (l *leadership) elapsed() uint64 {
 // propose gives raft one entry and has its outcome handed out.
 func (l *leadership) propose(p *pending, cmds []command.Command) {
 	s := l.store
-	b := command.Batch{ElapsedMillis: l.elapsed(), Commands: cmds}
-	batch := p.batch
-	if len(batch) > 0 {
-		// Before raft has the entry, or it might be applied without answers.
-		b.ID = s.wanted.add(p)
-	}
+	p.id = s.wanted.add(p) // before raft has the entry, or it might be applied without answers
+	b := command.Batch{ID: p.id, ElapsedMillis: l.elapsed(), Commands: cmds}
 	size := 32
 	for i := range cmds {
 		size += cmds[i].Size()
 	}
 	data := b.AppendTo(make([]byte, 0, size))
-	for _, q := range batch {
+	for _, q := range p.batch {
 		close(q.encoded)
 	}
 	if planted.Is(planted.AckBeforeCommit) && onlySets(cmds) {
-		deliver(batch, &outcome{results: slices.Repeat([]command.Result{command.OK()}, len(cmds))}, nil)
+		deliver(p.batch, &outcome{results: slices.Repeat([]command.Result{command.OK()}, len(cmds))}, nil)
 		p.batch = nil
 	}
-	f := l.in.raft.ApplyLog(raft.Log{Data: data}, enqueueTimeout)
-	s.inFlight.run(func() {
-		out, err := l.await(f)
-		s.wanted.remove(b.ID)
-		p.settle(out, err)
-	})
+	s.inFlight.begin()
+	p.watch(l.in.raft.ApplyLog(raft.Log{Data: data}, enqueueTimeout))
 }
 
 // onlySets says whether all commands are answered with OK, whatever is there.
@@ -243,7 +235,6 @@ func onlySets(cmds []command.Command) bool {
 func (l *leadership) await(f raft.ApplyFuture) (*outcome, error) {
 	err := f.Error()
 	if err == nil {
-		l.refusedSince.Store(0)
 		out, ok := f.Response().(*outcome)
 		if !ok {
 			return nil, transport.Errorf(transport.CodeUncertain, "committed, answer lost")

@@ -27,21 +27,18 @@ const (
 const maxAhead = 4
 
 // AsyncLog is a log that accepts entries before they are on the disk: they can be read at
-// once, and wait returns when they are there, with all that was accepted before.
+// once, and done is told when they are there, with all that was accepted before, or that they cannot get
+// there. It does not wait. If AppendAsync returns an error, nothing is accepted.
 type AsyncLog interface {
 	raft.LogStore
-	AppendAsync(entries []*raft.Log) (wait func() error, err error)
+	AppendAsync(entries []*raft.Log, done func(error)) error
 }
 
 // walLog is a replica's part of its node's log.
 type walLog struct{ *wal.Log }
 
-func (l walLog) AppendAsync(entries []*raft.Log) (func() error, error) {
-	a, err := l.Append(entries)
-	if err != nil {
-		return nil, err
-	}
-	return a.Wait, nil
+func (l walLog) AppendAsync(entries []*raft.Log, done func(error)) error {
+	return l.Append(entries, done)
 }
 
 // logStore is the log as raft sees it. Writes come from raft's main loop, and
@@ -84,13 +81,13 @@ type logStore struct {
 	bytes int
 	low   uint64 // entries below are not cached
 	// flights are the appends that are not on the disk yet, in order.
-	flights []flight
+	flights []*flight
 }
 
 // flight is an append that raft does not wait for.
 type flight struct {
-	first uint64
-	done  chan struct{} // closed when it is on the disk
+	first  uint64
+	landed []func() // called when it is on the disk
 }
 
 func newLogStore(inner raft.LogStore, path string, fatal func(error), log *slog.Logger) *logStore {
@@ -136,19 +133,11 @@ func (l *logStore) store(logs []*raft.Log) error {
 		l.writing.end(writing)
 		return err
 	}
-	f := flight{first: logs[0].Index, done: make(chan struct{})}
+	f := &flight{first: logs[0].Index}
 	l.mu.Lock()
 	l.flights = append(l.flights, f)
 	l.mu.Unlock()
-	wait, err := async.AppendAsync(logs)
-	if err != nil {
-		return err
-	}
-	go func() {
-		if planted.Is(planted.EarlyCommit) {
-			time.Sleep(20 * time.Millisecond) // so that there is something that the disk does not have yet
-		}
-		err := wait()
+	landed := func(err error) {
 		l.writing.end(writing)
 		switch {
 		case err == nil:
@@ -157,8 +146,12 @@ func (l *logStore) store(logs []*raft.Log) error {
 		default:
 			l.fatal(fmt.Errorf("raft log %s: store entries from %d on: %w", l.path, f.first, err))
 		}
-	}()
-	return nil
+	}
+	if planted.Is(planted.EarlyCommit) { // so that there is something that the disk does not have yet
+		now := landed
+		landed = func(err error) { time.AfterFunc(20*time.Millisecond, func() { now(err) }) }
+	}
+	return async.AppendAsync(logs, landed)
 }
 
 // mayRunAhead says whether raft need not wait for the disk. The members that there are, a
@@ -177,32 +170,33 @@ func (l *logStore) mayRunAhead(logs []*raft.Log) bool {
 	return len(l.flights) < maxAhead
 }
 
-func (l *logStore) land(f flight) {
+func (l *logStore) land(f *flight) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.flights = slices.DeleteFunc(l.flights, func(o flight) bool { return o.done == f.done })
-	close(f.done)
-}
-
-// synced is what others' answers about entries up to an index wait for: see landing.
-func (l *logStore) synced(index uint64) <-chan struct{} {
-	if planted.Is(planted.EarlyCommit) {
-		return nil
+	l.flights = slices.DeleteFunc(l.flights, func(o *flight) bool { return o == f })
+	landed := f.landed
+	l.mu.Unlock()
+	for _, f := range landed {
+		f()
 	}
-	return l.landing(index)
 }
 
-// landing returns a channel that is closed when entries up to an index are on the disk, nil if
-// they are.
-func (l *logStore) landing(index uint64) <-chan struct{} {
+// unsynced is what others' answers about entries up to an index wait for: see landing.
+func (l *logStore) unsynced(index uint64, landed func()) bool {
+	return !planted.Is(planted.EarlyCommit) && l.landing(index, landed)
+}
+
+// landing says whether entries up to an index are still on their way to the disk, and calls landed, which does not wait,
+// when they have got there.
+func (l *logStore) landing(index uint64, landed func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := len(l.flights) - 1; i >= 0; i-- {
 		if f := l.flights[i]; f.first <= index {
-			return f.done // and those before it: the log writes in order
+			f.landed = append(f.landed, landed) // and those before it: the log writes in order
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
 func (l *logStore) GetLog(index uint64, entry *raft.Log) error {

@@ -3,7 +3,7 @@ package store
 import (
 	"context"
 	"errors"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,43 +17,47 @@ var errPipelineBroken = errors.New("append pipeline is broken")
 // which it delivers in order. The first failure ends it: it is not delivered,
 // for raft would take any delivery as a sign of life; the next send fails, and
 // raft goes back to one request at a time.
+//
+// It has no goroutine. Who reads an answer from the link, or has put our own log on the disk, delivers.
 type pipeline struct {
 	peers  *peers
 	id     raft.ServerID
 	target raft.ServerAddress
 
-	ctx      context.Context // ends with Close, a failure, or the peers
-	cancel   context.CancelFunc
-	inFlight chan *appendFuture
+	ctx    context.Context // ends with Close, a failure, or the peers
+	cancel context.CancelFunc
+	slots  chan struct{} // holds a token for each request that is not delivered
+	done   chan raft.AppendFuture
+
+	mu    sync.Mutex
+	queue []*appendFuture // not delivered yet, in order
 	// unanswered is the size of the requests in flight, in bytes: the link takes
 	// them one after the other.
-	unanswered atomic.Int64
-	done       chan raft.AppendFuture
-	ended      chan struct{}
+	unanswered int64
+	landing    bool // landed is going to be called
+	ended      bool
 }
+
+// maxUnread is how many answers raft may leave unread: it does nothing that waits between two.
+const maxUnread = 8 * maxPipeline
 
 // AppendEntriesPipeline implements raft.Transport.
 func (p *peers) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
 	if p.ctx.Err() != nil {
 		return nil, errStopping
 	}
-	l := &pipeline{
-		peers: p, id: id, target: target,
-		inFlight: make(chan *appendFuture, maxPipeline), done: make(chan raft.AppendFuture, maxPipeline), ended: make(chan struct{}),
-	}
+	l := &pipeline{peers: p, id: id, target: target, slots: make(chan struct{}, maxPipeline), done: make(chan raft.AppendFuture, maxUnread)}
 	l.ctx, l.cancel = context.WithCancel(p.ctx)
-	p.wg.Go(l.run)
 	return l, nil
 }
 
 // appendFuture is one request in the pipeline. Raft looks at it only once it was delivered.
 type appendFuture struct {
-	start   time.Time
-	req     *raft.AppendEntriesRequest
-	size    int64 // of its frame, in bytes
-	resp    *raft.AppendEntriesResponse
-	pending *transport.Pending // nil: it need not be sent
-	cancel  context.CancelFunc
+	start    time.Time
+	req      *raft.AppendEntriesRequest
+	size     int64 // of its frame, in bytes
+	resp     *raft.AppendEntriesResponse
+	answered bool
 }
 
 func (f *appendFuture) Error() error                          { return nil }
@@ -64,84 +68,103 @@ func (f *appendFuture) Response() *raft.AppendEntriesResponse { return f.resp }
 // AppendEntries sends a request; it waits while maxPipeline are unanswered. Raft
 // calls it from one goroutine.
 func (l *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.ctx.Done():
+	}
 	if l.ctx.Err() != nil {
 		return nil, errPipelineBroken
 	}
 	if !l.peers.mayLead() {
 		return nil, errStuckDisk
 	}
-	f := &appendFuture{start: time.Now(), req: req, resp: resp, cancel: func() {}}
+	f := &appendFuture{start: time.Now(), req: req, resp: resp}
 	if l.peers.knows(l.id, req) {
 		*resp = agreed(req)
-	} else {
-		trim(req)
-		frame := encodeAppend(l.peers.to(l.id), req)
-		f.size = int64(len(frame))
-		var ctx context.Context
-		ctx, f.cancel = context.WithTimeout(l.ctx, appendTimeout(l.unanswered.Add(f.size)))
-		f.pending = l.peers.net.t.Go(ctx, string(l.target), transport.LaneLog, transport.MethodRaftAppend, frame)
-	}
-	select {
-	case l.inFlight <- f:
+		f.answered = true
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.queue = append(l.queue, f)
+		l.deliver()
 		return f, nil
-	case <-l.ctx.Done():
-		f.cancel()
-		return nil, errPipelineBroken
 	}
+	trim(req)
+	frame := encodeAppend(l.peers.to(l.id), req)
+	f.size = int64(len(frame))
+	l.mu.Lock()
+	l.queue = append(l.queue, f)
+	l.unanswered += f.size
+	deadline := f.start.Add(appendTimeout(l.unanswered))
+	l.mu.Unlock()
+	l.peers.net.t.Go(string(l.target), transport.LaneLog, transport.MethodRaftAppend, frame, deadline, func(b []byte, err error) {
+		l.answer(f, b, err)
+	})
+	return f, nil
 }
 
 func (l *pipeline) Consumer() <-chan raft.AppendFuture { return l.done }
 
-// run delivers answers until the first failure or Close.
-func (l *pipeline) run() {
-	defer close(l.ended)
-	defer l.cancel()
-	for {
-		select {
-		case <-l.ctx.Done():
-			return
-		case f := <-l.inFlight:
-			if f.pending != nil && !l.receive(f) {
-				return
-			}
-			// raft counts our own vote with its: ours is given when our disk has the entries.
-			if err := l.peers.awaitSynced(l.ctx, lastIndex(f.req)); err != nil {
-				return
-			}
-			select {
-			case l.done <- f:
-			case <-l.ctx.Done():
-				return
-			}
-		}
+// answer is told of the end of a request.
+func (l *pipeline) answer(f *appendFuture, b []byte, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return
 	}
-}
-
-// receive waits for the answer of a request.
-func (l *pipeline) receive(f *appendFuture) bool {
-	defer f.cancel()
-	select {
-	case <-f.pending.Done():
-	case <-l.ctx.Done():
-		return false
-	}
-	b, err := f.pending.Wait()
-	l.unanswered.Add(-f.size)
 	var rep report
 	if err == nil {
 		rep, err = decodeAppendResponse(b, f.resp)
 	}
 	if err != nil {
 		l.peers.log.Debug("append pipeline ends", "peer", l.id, "err", err)
-		return false
+		l.end()
+		return
 	}
+	l.unanswered -= f.size
 	l.peers.note(l.id, f.start, f.req, f.resp, rep)
-	return true
+	f.answered = true
+	l.deliver()
+}
+
+// landed is told that our own log is on the disk as far as the oldest answer says that the follower's is.
+func (l *pipeline) landed() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.landing = false
+	l.deliver()
+}
+
+// deliver gives raft what was answered, in order. The caller holds mu.
+func (l *pipeline) deliver() {
+	for !l.ended && !l.landing && len(l.queue) > 0 && l.queue[0].answered {
+		f := l.queue[0]
+		// raft counts our own vote with its: ours is given when our disk has the entries.
+		if l.peers.unsynced(lastIndex(f.req), l.landed) {
+			l.landing = true
+			return
+		}
+		select {
+		case l.done <- f:
+		default: // raft reads no more
+			l.end()
+			return
+		}
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
+		<-l.slots
+	}
+}
+
+// end ends the pipeline. The caller holds mu.
+func (l *pipeline) end() {
+	l.ended, l.queue = true, nil
+	l.cancel()
 }
 
 // Close ends the pipeline and fails what is unanswered.
 func (l *pipeline) Close() error {
-	l.cancel()
-	<-l.ended
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end()
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/transport"
 )
@@ -200,15 +202,46 @@ type pending struct {
 	l     *leadership
 	batch []*proposal
 	round uint64 // of the node in which it was proposed
-	once  sync.Once
+	id    uint64 // of the batch, among wanted
+
+	mu      sync.Mutex
+	settled bool
+	late    *time.Timer // asks raft; nil while raft is being given the entry
 }
 
-// settle hands out an entry's fate. It does not wait.
+// lateAfter is how long an entry's outcome may take to come from the state machine until raft is asked for its
+// fate, which costs a goroutine. So long it takes, too, to hear that there is no outcome.
+const lateAfter = 20 * time.Millisecond
+
+// watch has raft asked for an entry's fate if the state machine does not tell it soon.
+func (p *pending) watch(f raft.ApplyFuture) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.settled {
+		p.late = time.AfterFunc(lateAfter, func() { p.settle(p.l.await(f)) })
+	}
+}
+
+// settle hands out an entry's fate, unless that was done. It does not wait.
 func (p *pending) settle(out *outcome, err error) {
-	p.once.Do(func() {
-		deliver(p.batch, out, err)
-		p.l.queue.settled(p.round, len(p.batch))
-	})
+	p.mu.Lock()
+	was, late := p.settled, p.late
+	p.settled = true
+	p.mu.Unlock()
+	if was {
+		return
+	}
+	if late != nil {
+		late.Stop()
+	}
+	s := p.l.store
+	s.wanted.remove(p.id)
+	if err == nil && p.l.refusedSince.Load() != 0 {
+		p.l.refusedSince.Store(0)
+	}
+	deliver(p.batch, out, err)
+	p.l.queue.settled(p.round, len(p.batch))
+	s.inFlight.end()
 }
 
 // wanted knows the batches whose answers this replica waits for. The ids begin

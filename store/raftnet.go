@@ -240,8 +240,8 @@ type peers struct {
 	stable *stableStore
 	// stuckFor is how long our disk has been at one write, of the log or the state.
 	stuckFor func() time.Duration
-	// synced is closed when our own log is on the disk up to an index, nil if it is.
-	synced func(index uint64) <-chan struct{}
+	// unsynced says whether our own log is not on the disk up to an index yet, and calls landed when it is.
+	unsynced func(index uint64, landed func()) bool
 	// report is what this replica tells its leader of itself. Set before start.
 	report func() report
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
@@ -291,9 +291,9 @@ type inbound struct {
 	patience time.Duration
 }
 
-func newPeers(n *Net, self address, node string, timing Timing, stable *stableStore, stuckFor func() time.Duration, synced func(uint64) <-chan struct{}, exclusive chan struct{}, log *slog.Logger) *peers {
+func newPeers(n *Net, self address, node string, timing Timing, stable *stableStore, stuckFor func() time.Duration, unsynced func(uint64, func()) bool, exclusive chan struct{}, log *slog.Logger) *peers {
 	p := &peers{
-		net: n, self: self, node: raft.ServerAddress(node), log: log, timing: timing, stable: stable, stuckFor: stuckFor, synced: synced, exclusive: exclusive,
+		net: n, self: self, node: raft.ServerAddress(node), log: log, timing: timing, stable: stable, stuckFor: stuckFor, unsynced: unsynced, exclusive: exclusive,
 		rpcs: make(chan raft.RPC), appends: make(chan inbound, inboxSize), heartbeats: make(chan inbound, inboxSize),
 		followers: make(map[raft.ServerID]follower), began: time.Now(),
 	}
@@ -544,12 +544,12 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 
 // awaitSynced waits until our own log is on the disk up to an index.
 func (p *peers) awaitSynced(ctx context.Context, index uint64) error {
-	done := p.synced(index)
-	if done == nil {
+	landed := make(chan struct{})
+	if !p.unsynced(index, func() { close(landed) }) {
 		return nil
 	}
 	select {
-	case <-done:
+	case <-landed:
 		return nil
 	case <-ctx.Done():
 		return errStopping

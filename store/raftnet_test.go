@@ -32,9 +32,8 @@ func (r *timed) Call(ctx context.Context, _ string, _ transport.Lane, _ transpor
 	return nil, errNotSent
 }
 
-func (r *timed) Go(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) *transport.Pending {
-	r.note(ctx)
-	return r.Transport.Go(ctx, to, lane, m, req)
+func (r *timed) Go(to string, lane transport.Lane, m transport.Method, req []byte, deadline time.Time, done func([]byte, error)) {
+	r.got = time.Until(deadline) // and nothing is answered
 }
 
 // An entry is given time by its size, alone and behind others in a pipeline: with
@@ -43,7 +42,7 @@ func TestAppendTimeoutGrowsWithSize(t *testing.T) {
 	inner := transporttest.NewNetwork().Join("n1")
 	defer inner.Close()
 	tr := &timed{Transport: inner}
-	p := newPeers(&Net{t: tr}, address{3, "n1.1"}, "n1", DefaultTiming(), nil, func() time.Duration { return 0 }, func(uint64) <-chan struct{} { return nil }, nil, slog.New(slog.DiscardHandler))
+	p := newPeers(&Net{t: tr}, address{3, "n1.1"}, "n1", DefaultTiming(), nil, func() time.Duration { return 0 }, func(uint64, func()) bool { return false }, nil, slog.New(slog.DiscardHandler))
 	defer p.wg.Wait()
 	defer p.stop()
 	req := func(size int) *raft.AppendEntriesRequest {
@@ -62,10 +61,11 @@ func TestAppendTimeoutGrowsWithSize(t *testing.T) {
 		}
 		check("a request", want)
 	}
-	// The pipeline's loop is left out, so that nothing is answered.
-	l := &pipeline{peers: p, id: "n2.1", target: "n2", inFlight: make(chan *appendFuture, maxPipeline)}
-	l.ctx, l.cancel = context.WithCancel(p.ctx)
-	defer l.cancel()
+	l, err := p.AppendEntriesPipeline("n2.1", "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mustClose(t, l)
 	for i, want := range []time.Duration{64 * time.Second, 128 * time.Second, 128 * time.Second} {
 		if _, err := l.AppendEntries(req([]int{large, large, 10}[i]), new(raft.AppendEntriesResponse)); err != nil {
 			t.Fatal(err)

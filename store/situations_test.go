@@ -71,9 +71,9 @@ type tapped struct {
 	tap *tap
 }
 
-func (p tapped) Go(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) *transport.Pending {
+func (p tapped) Go(to string, lane transport.Lane, m transport.Method, req []byte, deadline time.Time, done func([]byte, error)) {
 	p.tap.saw(m)
-	return p.Transport.Go(ctx, to, lane, m, req)
+	p.Transport.Go(to, lane, m, req, deadline, done)
 }
 
 func (p *tap) saw(m transport.Method) {

@@ -484,9 +484,10 @@ func (s *Store) close(ctx context.Context) error {
 		s.log.Warn("raft left entries unanswered", "entries", n)
 	}
 	// What raft did not wait for must not come after the log was closed.
-	if landing := s.logs.landing(math.MaxUint64); landing != nil {
+	landed := make(chan struct{})
+	if s.logs.landing(math.MaxUint64, func() { close(landed) }) {
 		select {
-		case <-landing:
+		case <-landed:
 		case <-ctx.Done():
 			return fmt.Errorf("close replica %s of shard %d: %w", s.cfg.Replica, s.cfg.Shard, ctx.Err())
 		}
@@ -521,7 +522,7 @@ func (s *Store) closeFiles() error {
 	return nil
 }
 
-// tracker counts goroutines that wait for raft's answers. Unlike a WaitGroup it
+// tracker counts what raft has and whose fate is open. Unlike a WaitGroup it
 // can be waited for with a deadline and while others begin.
 type tracker struct {
 	mu   sync.Mutex
@@ -529,21 +530,27 @@ type tracker struct {
 	idle chan struct{} // closed when n falls to 0; nil if nobody waits
 }
 
-func (t *tracker) run(f func()) {
+func (t *tracker) begin() {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.n++
-	t.mu.Unlock()
+}
+
+func (t *tracker) run(f func()) {
+	t.begin()
 	go func() {
-		defer func() {
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			if t.n--; t.n == 0 && t.idle != nil {
-				close(t.idle)
-				t.idle = nil
-			}
-		}()
+		defer t.end()
 		f()
 	}()
+}
+
+func (t *tracker) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
 }
 
 func (t *tracker) wait(ctx context.Context) {

@@ -218,3 +218,26 @@ func (c *faultConn) Close() error {
 	c.f.mu.Unlock()
 	return c.Conn.Close()
 }
+
+// pending is a request under way.
+type pending struct {
+	done chan struct{}
+	resp []byte
+	err  error
+}
+
+// send is Go with something to wait for. ctx gives the deadline.
+func send(ctx context.Context, tr Transport, to string, lane Lane, m Method, req []byte) *pending {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(10 * time.Second)
+	}
+	p := &pending{done: make(chan struct{})}
+	tr.Go(to, lane, m, req, deadline, func(resp []byte, err error) {
+		p.resp, p.err = resp, err
+		close(p.done)
+	})
+	return p
+}
+
+func (p *pending) Wait() ([]byte, error) { <-p.done; return p.resp, p.err }

@@ -46,31 +46,30 @@ func newLane(t *TCP, to string, ln Lane) *lane {
 // call is a request of ours under way. A call is finished once, by whoever
 // takes it out of lane.pending.
 type call struct {
-	Pending               // done is nil if wake is used
-	wake    chan struct{} // of a Call, which reuses it
-	id      uint64
-	gen     uint64 // the outbox it went into
-	off     int    // where in that outbox
-	size    int    // of its frame
-	stop    func() bool
-	cancel  context.CancelFunc
+	// done is told of the end of a Go, unless timer ends it.
+	done  func([]byte, error)
+	timer *time.Timer
+	// wake is sent to at the end of a Call, which reuses it; then resp and err are set.
+	wake chan struct{}
+	resp []byte
+	err  error
+
+	id   uint64
+	gen  uint64 // the outbox it went into
+	off  int    // where in that outbox
+	size int    // of its frame
 }
 
 var waitPool = sync.Pool{New: func() any { return &call{wake: make(chan struct{}, 1)} }}
 
 func (c *call) finish(resp []byte, err error) {
-	c.resp, c.err = resp, err
-	if c.wake != nil {
-		c.wake <- struct{}{}
+	if c.done != nil {
+		c.timer.Stop()
+		c.done(resp, err)
 		return
 	}
-	if c.stop != nil {
-		c.stop()
-	}
-	if c.cancel != nil {
-		c.cancel()
-	}
-	close(c.done)
+	c.resp, c.err = resp, err
+	c.wake <- struct{}{}
 }
 
 // enqueue puts a request in the outbox, or says why not.
@@ -80,7 +79,7 @@ func (l *lane) enqueue(ctx context.Context, c *call, deadline time.Time, m Metho
 	}
 	h := header{typ: frameRequest, number: uint16(m), deadline: l.t.clock.at(deadline)}
 	h.describe(req) // outside the lock: it reads the whole body
-	conn, b, err := l.put(ctx, c, &h, req)
+	conn, b, err := l.put(ctx, c, &h, deadline, req)
 	if b != nil {
 		l.t.stats.writes.Add(1)
 		if l.out.write(conn, b) != nil {
@@ -92,7 +91,7 @@ func (l *lane) enqueue(ctx context.Context, c *call, deadline time.Time, m Metho
 
 // put puts a request in the outbox. If nothing else is under way it returns what the caller
 // is to write itself.
-func (l *lane) put(ctx context.Context, c *call, h *header, req []byte) (conn *peerConn, direct []byte, err error) {
+func (l *lane) put(ctx context.Context, c *call, h *header, deadline time.Time, req []byte) (conn *peerConn, direct []byte, err error) {
 	l.out.mu.Lock()
 	defer l.out.mu.Unlock()
 	switch {
@@ -110,8 +109,8 @@ func (l *lane) put(ctx context.Context, c *call, h *header, req []byte) (conn *p
 	c.id, c.gen, c.off, c.size = h.id, l.out.gen, len(l.out.buf), headerSize+len(req)
 	l.out.buf = appendFrame(l.out.buf, h, req)
 	l.pending[c.id] = c
-	if c.wake == nil {
-		c.stop = context.AfterFunc(ctx, func() { l.abandon(ctx, c) })
+	if c.done != nil {
+		c.timer = time.AfterFunc(time.Until(deadline), func() { l.abandon(c, context.DeadlineExceeded, false) })
 	}
 	l.t.stats.sent.Add(1)
 	if len(l.pending) > 1 { // who else is about to send shares the write
@@ -121,9 +120,9 @@ func (l *lane) put(ctx context.Context, c *call, h *header, req []byte) (conn *p
 	return l.conn, l.out.begin(l.conn), nil
 }
 
-// abandon ends the wait for a call whose context ended. A request that is
-// still in the outbox is taken back, which makes its fate certain.
-func (l *lane) abandon(ctx context.Context, c *call) {
+// abandon ends the wait for a call whose caller gave up or whose deadline passed. A request that is
+// still in the outbox is taken back, which makes its fate certain; of one that was given up early the peer is told.
+func (l *lane) abandon(c *call, why error, early bool) {
 	l.out.mu.Lock()
 	if l.pending[c.id] != c {
 		l.out.mu.Unlock()
@@ -138,14 +137,14 @@ func (l *lane) abandon(ctx context.Context, c *call) {
 		} else {
 			voidFrame(l.out.buf[c.off:])
 		}
-	} else if errors.Is(ctx.Err(), context.Canceled) {
+	} else if early {
 		// A deadline travels with the request; giving up early must be told.
 		h := header{typ: frameCancel, id: c.id, sent: l.t.clock.now()}
 		l.out.buf = appendFrame(l.out.buf, &h, nil)
 		l.out.signal()
 	}
 	l.out.mu.Unlock()
-	c.finish(nil, Errorf(code, "call %s: %v", l.to, context.Cause(ctx)))
+	c.finish(nil, Errorf(code, "call %s: %v", l.to, why))
 }
 
 // voidFrame makes the receiver skip a frame that is already encoded.

@@ -230,7 +230,7 @@ func (t *TCP) Call(ctx context.Context, to string, ln Lane, m Method, req []byte
 	select {
 	case <-c.wake:
 	case <-ctx.Done():
-		l.abandon(ctx, c)
+		l.abandon(c, context.Cause(ctx), errors.Is(ctx.Err(), context.Canceled))
 		<-c.wake // abandoned, or answered at the same moment
 	}
 	resp, err := c.resp, c.err
@@ -240,21 +240,14 @@ func (t *TCP) Call(ctx context.Context, to string, ln Lane, m Method, req []byte
 }
 
 // Go sends a request and returns at once.
-func (t *TCP) Go(ctx context.Context, to string, ln Lane, m Method, req []byte) *Pending {
-	c := &call{Pending: Pending{done: make(chan struct{})}}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(defaultTimeout)
-		ctx, c.cancel = context.WithDeadline(ctx, deadline)
-	}
+func (t *TCP) Go(to string, ln Lane, m Method, req []byte, deadline time.Time, done func([]byte, error)) {
 	l, err := t.lane(to, ln)
 	if err == nil {
-		err = l.enqueue(ctx, c, deadline, m, req)
+		err = l.enqueue(context.Background(), &call{done: done}, deadline, m, req)
 	}
 	if err != nil {
-		c.finish(nil, err)
+		go done(nil, err) // whoever calls Go may hold what done wants
 	}
-	return &c.Pending
 }
 
 // CallAddr sends one request over a connection of its own.

@@ -97,7 +97,7 @@ func TestLinkLostMidCall(t *testing.T) {
 		return nil, nil
 	})
 	b.Start()
-	p := a.Go(in(t, 10*time.Second), "b", LaneCall, mBlock, nil)
+	p := send(in(t, 10*time.Second), a, "b", LaneCall, mBlock, nil)
 	<-began
 	f.kill()
 	_, err := p.Wait()
@@ -169,7 +169,7 @@ func TestLateRequestIsNotDispatched(t *testing.T) {
 			f.hold(true)
 			_, err := a.Call(in(t, 50*time.Millisecond), "b", LaneLog, mCount, nil)
 			wantCode(t, err, CodeLinkLost)
-			p := a.Go(in(t, 10*time.Second), "b", LaneLog, mCount, nil)
+			p := send(in(t, 10*time.Second), a, "b", LaneLog, mCount, nil)
 			f.hold(false)
 			if _, err := p.Wait(); err != nil {
 				t.Fatal(err)
@@ -199,19 +199,18 @@ func TestGivingUpInTheQueue(t *testing.T) {
 		reply(nil, nil)
 	})
 	b.Start()
-	var kept, dropped []*Pending
+	var kept, dropped []*pending
 	var want []byte
-	ctx, giveUp := context.WithCancel(t.Context())
+	soon := in(t, 200*time.Millisecond)
 	for i := range byte(200) {
 		req := bytes.Repeat([]byte{i}, 100)
 		if i%3 == 0 || i == 199 { // the last one, too
-			dropped = append(dropped, a.Go(ctx, "b", LaneLog, mCount, req))
+			dropped = append(dropped, send(soon, a, "b", LaneLog, mCount, req))
 			continue
 		}
-		kept = append(kept, a.Go(in(t, 10*time.Second), "b", LaneLog, mCount, req))
+		kept = append(kept, send(in(t, 10*time.Second), a, "b", LaneLog, mCount, req))
 		want = append(want, i)
 	}
-	giveUp()
 	for _, p := range dropped {
 		_, err := p.Wait()
 		wantCode(t, err, CodeTimeout)
@@ -279,9 +278,9 @@ func TestQueueIsBounded(t *testing.T) {
 	})
 	c.at["b"] = "nowhere:1"
 	body := make([]byte, 1<<20-1024)
-	var pending []*Pending
+	var pending []*pending
 	for range 4 {
-		pending = append(pending, a.Go(in(t, 300*time.Millisecond), "b", LaneControl, mEcho, body))
+		pending = append(pending, send(in(t, 300*time.Millisecond), a, "b", LaneControl, mEcho, body))
 	}
 	_, err := a.Call(in(t, 10*time.Second), "b", LaneControl, mEcho, body)
 	wantCode(t, err, CodeUnavailable)
@@ -305,9 +304,9 @@ func TestMaxInFlight(t *testing.T) {
 	b.Start()
 	ctx := in(t, 10*time.Second)
 	var busy int
-	var pending []*Pending
+	var pending []*pending
 	for range 10 {
-		pending = append(pending, a.Go(ctx, "b", LaneCall, mBlock, make([]byte, 1000)))
+		pending = append(pending, send(ctx, a, "b", LaneCall, mBlock, make([]byte, 1000)))
 	}
 	for _, p := range pending[3:] {
 		if _, err := p.Wait(); CodeOf(err) == CodeBusy {
@@ -345,7 +344,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 		}
 	})
 	c.at["b"] = "nowhere:1"
-	p := a.Go(in(t, 10*time.Second), "b", LaneCall, mEcho, nil)
+	p := send(in(t, 10*time.Second), a, "b", LaneCall, mEcho, nil)
 	<-dialing
 	a.Close()
 	_, err := p.Wait()

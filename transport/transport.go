@@ -16,6 +16,7 @@ package transport
 import (
 	"context"
 	"io"
+	"time"
 )
 
 // Lane is a class of traffic with a link of its own to each peer.
@@ -42,9 +43,11 @@ type Transport interface {
 	// The request body must not be changed until Call returns.
 	Call(ctx context.Context, to string, lane Lane, m Method, req []byte) ([]byte, error)
 
-	// Go sends a request and returns at once. Requests on one lane to one peer
+	// Go sends a request and returns at once. done is called once, with the answer or why
+	// there is none, at the deadline at the latest: not by Go, but on a loop of the transport that reads
+	// answers, so it must not wait for anything. Requests on one lane to one peer
 	// are delivered in the order of the calls to Go or Call.
-	Go(ctx context.Context, to string, lane Lane, m Method, req []byte) *Pending
+	Go(to string, lane Lane, m Method, req []byte, deadline time.Time, done func(resp []byte, err error))
 
 	// CallAddr is Call to an address whose node id is not known yet (a seed),
 	// over a connection of its own.
@@ -82,22 +85,3 @@ type InOrderHandler func(from string, req []byte, reply func([]byte, error))
 // StreamHandler consumes a stream. body yields io.ErrUnexpectedEOF if the
 // sender gave up.
 type StreamHandler func(ctx context.Context, from string, header []byte, body io.Reader, size int64) ([]byte, error)
-
-// Pending is a request under way.
-type Pending struct {
-	done chan struct{}
-	resp []byte
-	err  error
-}
-
-// NewPending returns a pending request and the function that completes it (once).
-func NewPending() (*Pending, func([]byte, error)) {
-	p := &Pending{done: make(chan struct{})}
-	return p, func(resp []byte, err error) { p.resp, p.err = resp, err; close(p.done) }
-}
-
-// Done is closed when the answer is there.
-func (p *Pending) Done() <-chan struct{} { return p.done }
-
-// Wait returns the answer.
-func (p *Pending) Wait() ([]byte, error) { <-p.done; return p.resp, p.err }

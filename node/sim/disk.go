@@ -66,28 +66,28 @@ func (d *disk) wrapLog(shard sharding.ShardID, replica string) func(raft.LogStor
 func (l *slowLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 func (l *slowLog) StoreLogs(entries []*raft.Log) error {
-	wait, err := l.AppendAsync(entries)
-	if err != nil {
+	done := make(chan error, 1)
+	if err := l.AppendAsync(entries, func(err error) { done <- err }); err != nil {
 		return err
 	}
-	return wait()
+	return <-done
 }
 
 // AppendAsync implements store.AsyncLog.
-func (l *slowLog) AppendAsync(entries []*raft.Log) (func() error, error) {
+func (l *slowLog) AppendAsync(entries []*raft.Log, done func(error)) error {
 	last, err := l.LastIndex()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if first := entries[0].Index; last != 0 && first > last+1 {
 		l.d.c.fault("shard %d, replica %s: its log has a hole: entry %d follows %d", l.shard, l.replica, first, last)
 	}
-	done := make(chan struct{})
+	landed := make(chan struct{})
 	l.mu.Lock()
 	before := l.tail
-	l.pending, l.tail = append(l.pending, entries...), done
+	l.pending, l.tail = append(l.pending, entries...), landed
 	l.mu.Unlock()
-	return func() error {
+	go func() {
 		if before != nil {
 			<-before
 		}
@@ -96,10 +96,11 @@ func (l *slowLog) AppendAsync(entries []*raft.Log) (func() error, error) {
 		l.mu.Lock()
 		l.pending = l.pending[len(entries):]
 		l.mu.Unlock()
-		close(done)
 		l.d.wait()
-		return err
-	}, nil
+		done(err)
+		close(landed)
+	}()
+	return nil
 }
 
 func (l *slowLog) LastIndex() (uint64, error) {

@@ -67,7 +67,7 @@ func FuzzRecords(f *testing.F) {
 		}
 		for _, l := range w.list() {
 			if last, _ := l.LastIndex(); last < 1<<63 {
-				_, err := l.Append(entries(9, last+1, last+1, 10))
+				_, err := begin(l, entries(9, last+1, last+1, 10))
 				must(t, err)
 			}
 		}

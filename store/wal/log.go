@@ -62,41 +62,32 @@ var (
 	_ raft.MonotonicLogStore = (*Log)(nil)
 )
 
-// Append is an append under way.
-type Append struct{ done chan error }
-
-// Wait returns when the entries are on the disk, or can no longer get there.
-func (a *Append) Wait() error {
-	err := <-a.done
-	a.done <- err // for the next who asks
-	return err
-}
-
 // StoreLogs appends entries and returns when they are on the disk.
 func (l *Log) StoreLogs(entries []*raft.Log) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	a, err := l.Append(entries)
-	if err != nil {
+	done := make(chan error, 1)
+	if err := l.Append(entries, func(err error) { done <- err }); err != nil {
 		return err
 	}
-	return a.Wait()
+	return <-done
 }
 
 // StoreLog appends one entry.
 func (l *Log) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
 // Append accepts entries, at least one, which must follow the last, and must not change any more.
-// They can be read from now on, and are on the disk when Wait has returned nil: in
-// order, with everything that any log of the WAL has accepted before.
-func (l *Log) Append(entries []*raft.Log) (*Append, error) {
-	r := &request{log: l, op: opAppend, sizes: make([]uint32, len(entries)), done: make(chan error, 1)}
+// They can be read from now on. done is told nil when they are on the disk, in order, with everything that any
+// log of the WAL has accepted before; or an error when they can no longer get there. It is called on the loop
+// that writes for all logs, so it must not wait; not at all if Append returns an error.
+func (l *Log) Append(entries []*raft.Log, done func(error)) error {
+	r := &request{log: l, op: opAppend, sizes: make([]uint32, len(entries)), done: done}
 	total := 0
 	for i, e := range entries {
 		n := entrySize(e)
 		if total += n; total > maxAppendBytes {
-			return nil, fmt.Errorf("append to log %v: entries %d to %d have %d bytes or more, of at most %d", l.name, entries[0].Index, e.Index, total, maxAppendBytes)
+			return fmt.Errorf("append to log %v: entries %d to %d have %d bytes or more, of at most %d", l.name, entries[0].Index, e.Index, total, maxAppendBytes)
 		}
 		r.sizes[i] = uint32(n)
 	}
@@ -113,17 +104,17 @@ func (l *Log) Append(entries []*raft.Log) (*Append, error) {
 	r.index = next
 	for i, e := range entries {
 		if e.Index != next+uint64(i) || e.Index == 0 {
-			return nil, fmt.Errorf("append to log %v: entry %d where %d should follow", l.name, e.Index, next+uint64(i))
+			return fmt.Errorf("append to log %v: entry %d where %d should follow", l.name, e.Index, next+uint64(i))
 		}
 	}
 	if err := l.w.enqueue(r); err != nil {
-		return nil, err
+		return err
 	}
 	if l.base == 0 {
 		l.base = next
 	}
 	l.pending = append(l.pending, entries...)
-	return &Append{done: r.done}, nil
+	return nil
 }
 
 // last is the last accepted index, 0 if the log is empty. The caller holds mu.
@@ -196,7 +187,8 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 		l.mu.Unlock()
 		return nil
 	}
-	r := &request{log: l, done: make(chan error, 1)}
+	done := make(chan error, 1)
+	r := &request{log: l, done: func(err error) { done <- err }}
 	switch {
 	case lo > l.base && hi < last:
 		l.mu.Unlock()
@@ -222,7 +214,7 @@ func (l *Log) DeleteRange(lo, hi uint64) error {
 	if err != nil {
 		return err
 	}
-	return <-r.done
+	return <-done
 }
 
 // rise drops the entries before base. The caller holds mu.

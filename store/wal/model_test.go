@@ -377,7 +377,7 @@ func (l *modelLog) acknowledged(n int) {
 
 // append appends so many batches, one after the other without waiting.
 func (l *modelLog) append(log *Log, rng *rand.Rand, batches int) error {
-	var waits []*Append
+	var waits []*appended
 	for range batches {
 		s := l.now()
 		if len(s.ids) == 0 {
@@ -392,7 +392,7 @@ func (l *modelLog) append(log *Log, rng *rand.Rand, batches int) error {
 			ids = append(ids, id)
 		}
 		s.ids = ids
-		a, err := log.Append(list)
+		a, err := begin(log, list)
 		if err != nil {
 			break
 		}

@@ -104,7 +104,8 @@ type request struct {
 	records []byte   // of opAppend: the entries, without their checksums
 	sizes   []uint32 // of each
 	at      int64    // where records lie in the segment
-	done    chan error
+	// done is told the end, on the loop or where that ends; it does not wait.
+	done func(error)
 }
 
 type op uint8
@@ -200,14 +201,15 @@ func (w *WAL) Drop(name Name) error {
 	if l == nil {
 		return nil
 	}
-	r := &request{log: l, op: opDrop, done: make(chan error, 1)}
+	done := make(chan error, 1)
+	r := &request{log: l, op: opDrop, done: func(err error) { done <- err }}
 	l.mu.Lock()
 	err := w.enqueue(r)
 	l.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return <-r.done
+	return <-done
 }
 
 // Writing is how long the commit under way has taken, 0 if there is none.
@@ -338,7 +340,7 @@ func (w *WAL) fail(batch []*request, err error) {
 	w.mu.Unlock()
 	w.cfg.Fatal(err)
 	for _, r := range batch {
-		r.done <- err
+		r.done(err)
 	}
 }
 
@@ -485,7 +487,7 @@ func (w *WAL) land(r *request, seg *segment) {
 		delete(w.logs, l.name)
 		w.mu.Unlock()
 	}
-	r.done <- nil
+	r.done(nil)
 }
 
 // manifest is the state of all logs as the file has it by now.

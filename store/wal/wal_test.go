@@ -72,6 +72,21 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// appended is an append under way.
+type appended struct{ done chan error }
+
+func begin(l *Log, list []*raft.Log) (*appended, error) {
+	a := &appended{done: make(chan error, 1)}
+	return a, l.Append(list, func(err error) { a.done <- err })
+}
+
+// Wait returns when the entries are on the disk, or cannot get there. It may be called again.
+func (a *appended) Wait() error {
+	err := <-a.done
+	a.done <- err
+	return err
+}
+
 // want fails unless the log has these entries, each of the term that terms has at its place, and whole.
 func want(t testing.TB, l *Log, first uint64, terms ...uint64) {
 	t.Helper()
@@ -171,9 +186,9 @@ func TestAppendIsReadable(t *testing.T) {
 	l := w.Replica(Name{1, "a"})
 	held, release := fs.gate()
 	defer release()
-	var waits []*Append
+	var waits []*appended
 	for i := range uint64(3) {
-		a, err := l.Append(entries(1, 1+2*i, 2+2*i, 10))
+		a, err := begin(l, entries(1, 1+2*i, 2+2*i, 10))
 		must(t, err)
 		waits = append(waits, a)
 	}
@@ -242,12 +257,12 @@ func TestAppendersShareCommits(t *testing.T) {
 	before := w.Stats()
 	held, release := fs.gate()
 	defer release()
-	first, err := w.Replica(Name{0, "a"}).Append(entries(1, 1, 1, 10))
+	first, err := begin(w.Replica(Name{0, "a"}), entries(1, 1, 1, 10))
 	must(t, err)
 	<-held
-	waits := []*Append{first}
+	waits := []*appended{first}
 	for i := range uint32(64) {
-		a, err := w.Replica(Name{1 + i, "a"}).Append(entries(1, 1, 1, 10))
+		a, err := begin(w.Replica(Name{1 + i, "a"}), entries(1, 1, 1, 10))
 		must(t, err)
 		waits = append(waits, a)
 	}
@@ -422,15 +437,17 @@ func TestCopyBesideCut(t *testing.T) {
 		must(t, busy.StoreLogs(entries(1, next, next, 500)))
 		must(t, busy.DeleteRange(1, next-1))
 	}
-	cut := &request{log: idle, op: opTruncate, index: 2, done: make(chan error, 1)}
-	anew := &request{log: idle, index: 2, done: make(chan error, 1)}
+	done := make(chan error, 2)
+	ended := func(err error) { done <- err }
+	cut := &request{log: idle, op: opTruncate, index: 2, done: ended}
+	anew := &request{log: idle, index: 2, done: ended}
 	list := entries(2, 2, 30, 300)
 	for _, e := range list {
 		anew.records = appendEntry(anew.records, recEntry, idle.id, e)
 		anew.sizes = append(anew.sizes, uint32(entrySize(e)))
 	}
 	held, release := fs.gate()
-	other, err := w.Replica(Name{3, "c"}).Append(entries(1, 1, 1, 1))
+	other, err := begin(w.Replica(Name{3, "c"}), entries(1, 1, 1, 1))
 	must(t, err)
 	<-held
 	idle.mu.Lock()
@@ -440,7 +457,7 @@ func TestCopyBesideCut(t *testing.T) {
 	idle.mu.Unlock()
 	copied := w.Stats().CopiedBytes
 	release()
-	must(t, errors.Join(other.Wait(), <-cut.done, <-anew.done))
+	must(t, errors.Join(other.Wait(), <-done, <-done))
 	must(t, w.Replica(Name{3, "c"}).StoreLogs(entries(1, 2, 2, 1)))
 	if n := w.Stats().CopiedBytes - copied; n < 5000 {
 		t.Fatalf("only %d bytes were copied beside", n)
@@ -626,7 +643,7 @@ func TestBeginningDeletedBesideCut(t *testing.T) {
 			must(t, other.StoreLogs(entries(1, 1, 1, 10)))
 			held, release := fs.gate()
 			if early {
-				_, err := other.Append(entries(1, 2, 2, 10))
+				_, err := begin(other, entries(1, 2, 2, 10))
 				must(t, err)
 				<-held
 			}
@@ -680,7 +697,7 @@ func TestAppendBesideClear(t *testing.T) {
 		}
 	})
 	<-held
-	a, err := l.Append(entries(2, 11, 12, 100))
+	a, err := begin(l, entries(2, 11, 12, 100))
 	must(t, err)
 	release()
 	running.Wait()
@@ -713,10 +730,10 @@ func TestBeginningDeletedBeforeDrop(t *testing.T) {
 			}
 		}
 	})
-	_, err := other.Append(entries(1, 1, 1, 10))
+	_, err := begin(other, entries(1, 1, 1, 10))
 	must(t, err)
 	<-held
-	big, err := other.Append(entries(1, 2, 2, maxGroupBytes))
+	big, err := begin(other, entries(1, 2, 2, maxGroupBytes))
 	must(t, err)
 	must(t, l.DeleteRange(1, 5))
 	go w.Drop(l.name)
@@ -744,9 +761,9 @@ func TestCloseAnswers(t *testing.T) {
 	w := open(t, fs, 16<<10)
 	l := w.Replica(Name{1, "a"})
 	held, release := fs.gate()
-	var waits []*Append
+	var waits []*appended
 	for i := range uint64(3) {
-		a, err := l.Append(entries(1, 1+i, 1+i, 10))
+		a, err := begin(l, entries(1, 1+i, 1+i, 10))
 		must(t, err)
 		waits = append(waits, a)
 		<-held // the others wait
@@ -756,7 +773,7 @@ func TestCloseAnswers(t *testing.T) {
 		go func() { closed <- w.Close() }()
 	}
 	waitFor(t, func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.err != nil })
-	if _, err := l.Append(entries(1, 4, 4, 10)); !errors.Is(err, ErrClosed) {
+	if _, err := begin(l, entries(1, 4, 4, 10)); !errors.Is(err, ErrClosed) {
 		t.Errorf("append after close: %v", err)
 	}
 	release()
@@ -889,9 +906,9 @@ func TestFailures(t *testing.T) {
 			err = idle.StoreLogs(entries(1, 1, 3, 1000))
 			idleThere := err == nil
 			for i := uint64(1); i <= 120 && err == nil; i += 3 {
-				var waits []*Append
+				var waits []*appended
 				for k := range uint64(3) {
-					a, e := l.Append(entries(1, i+k, i+k, 700))
+					a, e := begin(l, entries(1, i+k, i+k, 700))
 					if err = errors.Join(err, e); e == nil {
 						waits = append(waits, a)
 					}

@@ -148,9 +148,8 @@ func TestDelay(t *testing.T) {
 		}
 		// Nor is one whose caller gave up on the way.
 		ctx, cancel = context.WithCancel(t.Context())
-		p := a.Go(ctx, "b", transport.LaneLog, methodOrder, []byte{0})
-		cancel()
-		_, err = p.Wait()
+		time.AfterFunc(time.Microsecond, cancel)
+		_, err = a.Call(ctx, "b", transport.LaneLog, methodOrder, []byte{0})
 		wantCode(t, err, transport.CodeLinkLost)
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -158,10 +157,10 @@ func TestDelay(t *testing.T) {
 			t.Error("a request was dispatched after its caller gave up")
 		}
 		// Order holds though the delay shrinks between two requests.
-		p0 := a.Go(t.Context(), "b", transport.LaneLog, methodOrder, []byte{0})
+		p0 := send(t.Context(), a, "b", transport.LaneLog, methodOrder, []byte{0})
 		n.Delay("a", "b", 0)
-		p1 := a.Go(t.Context(), "b", transport.LaneLog, methodOrder, []byte{1})
-		for _, p := range []*transport.Pending{p0, p1} {
+		p1 := send(t.Context(), a, "b", transport.LaneLog, methodOrder, []byte{1})
+		for _, p := range []*pending{p0, p1} {
 			if _, err := p.Wait(); err != nil {
 				t.Error(err)
 			}

@@ -66,7 +66,6 @@ type call struct {
 	at       time.Time // not delivered earlier
 	limit    int       // of a frame
 
-	pending  *transport.Pending
 	complete func([]byte, error)
 	answered atomic.Bool
 	stopCtx  func() bool
@@ -97,21 +96,34 @@ func (c *call) expire() {
 func (nd *node) Self() string { return nd.id }
 
 func (nd *node) Call(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) ([]byte, error) {
-	return nd.Go(ctx, to, lane, m, req).Wait()
+	return nd.call(ctx, nd.id, to, lane, m, req)
 }
 
-func (nd *node) Go(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) *transport.Pending {
-	return nd.send(ctx, nd.id, to, lane, m, req).pending
+func (nd *node) Go(to string, lane transport.Lane, m transport.Method, req []byte, deadline time.Time, done func([]byte, error)) {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	nd.send(ctx, nd.id, to, lane, m, req, func(resp []byte, err error) {
+		cancel()
+		go done(resp, err) // whoever calls Go may hold what done wants
+	})
 }
 
 func (nd *node) CallAddr(ctx context.Context, addr string, m transport.Method, req []byte) ([]byte, error) {
-	return nd.send(ctx, "", addr, transport.LaneCall, m, req).pending.Wait()
+	return nd.call(ctx, "", addr, transport.LaneCall, m, req)
+}
+
+func (nd *node) call(ctx context.Context, from, to string, lane transport.Lane, m transport.Method, req []byte) (resp []byte, err error) {
+	done := make(chan struct{})
+	nd.send(ctx, from, to, lane, m, req, func(r []byte, e error) {
+		resp, err = r, e
+		close(done)
+	})
+	<-done
+	return resp, err
 }
 
 // send puts a request on its link.
-func (nd *node) send(ctx context.Context, from, to string, lane transport.Lane, m transport.Method, req []byte) *call {
-	c := &call{origin: nd, to: to, from: from, method: m, limit: maxFrame}
-	c.pending, c.complete = transport.NewPending()
+func (nd *node) send(ctx context.Context, from, to string, lane transport.Lane, m transport.Method, req []byte, complete func([]byte, error)) {
+	c := &call{origin: nd, to: to, from: from, method: m, limit: maxFrame, complete: complete}
 	var ok bool
 	if c.deadline, ok = ctx.Deadline(); !ok {
 		c.deadline = time.Now().Add(defaultTimeout)
@@ -123,13 +135,13 @@ func (nd *node) send(ctx context.Context, from, to string, lane transport.Lane, 
 	switch {
 	case lane >= transport.Lanes:
 		c.finish(nil, transport.Errorf(transport.CodeBadRequest, "lane %d", lane))
-		return c
+		return
 	case len(req) > c.limit:
 		c.finish(nil, transport.Errorf(transport.CodeTooLarge, "request of %d bytes, limit %d", len(req), c.limit))
-		return c
+		return
 	case ctx.Err() != nil:
 		c.finish(nil, transport.Errorf(transport.CodeTimeout, "call %s: %v", to, ctx.Err()))
-		return c
+		return
 	}
 	// As over a socket, the receiver gets bytes of its own.
 	c.req = bytes.Clone(req)
@@ -139,7 +151,7 @@ func (nd *node) send(ctx context.Context, from, to string, lane transport.Lane, 
 	if nd.closed {
 		nd.mu.Unlock()
 		c.finish(nil, transport.Errorf(transport.CodeClosed, "node %s is closed", nd.id))
-		return c
+		return
 	}
 	key := linkKey{to, lane}
 	l := nd.links[key]
@@ -157,7 +169,6 @@ func (nd *node) send(ctx context.Context, from, to string, lane transport.Lane, 
 		nd.mu.Unlock()
 		c.finish(nil, transport.Errorf(transport.CodeUnavailable, "queue to %s is full", to))
 	}
-	return c
 }
 
 func (nd *node) Handle(m transport.Method, h transport.Handler) { nd.register(m, h) }
