@@ -96,10 +96,11 @@ type confirms struct {
 	net    *Net
 	ctx    context.Context // ends with close
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // messages under way
+	wg     sync.WaitGroup // start
 
-	mu      sync.Mutex
-	id      uint64 // of the last message; it begins at random, so that no process uses another's
+	mu      sync.Mutex // let go of by unlock
+	out     []*message // made meanwhile, not sent yet
+	id      uint64     // of the last message; it begins at random, so that no process uses another's
 	peers   map[string]*confirmPeer
 	shards  map[*leadership]*rounds
 	readers int
@@ -148,7 +149,7 @@ func newConfirms(n *Net) *confirms {
 	return c
 }
 
-// close fails the messages under way and waits for them. Reads that wait are not
+// close has answers ignored from now on. Reads that wait are not
 // told: they end with their leaderships.
 func (c *confirms) close() {
 	c.mu.Lock()
@@ -187,7 +188,7 @@ func (c *confirms) confirm(ctx context.Context, l *leadership, term uint64) (uin
 // join puts a read into its shard's open round.
 func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.readers >= maxReaders {
 		c.stats.Refused++
 		return nil, transport.Errorf(transport.CodeBusy, "%d reads wait already", c.readers)
@@ -209,10 +210,16 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 	case c.readers == 1:
 		c.next() // there is nobody to wait for
 	default:
+		c.startSoon()
+	}
+	return r, nil
+}
+
+func (c *confirms) startSoon() {
+	if !c.starting {
 		c.starting = true
 		c.wg.Go(c.start)
 	}
-	return r, nil
 }
 
 // start lets new rounds go wherever there is room, after the goroutines that are
@@ -221,7 +228,7 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 func (c *confirms) start() {
 	runtime.Gosched()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.starting = false
 	c.next()
 }
@@ -237,7 +244,7 @@ func (c *confirms) next() {
 // leave takes a read out of its round.
 func (c *confirms) leave(r *round) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.readers--
 	if r.readers--; r.readers > 0 || r.settled {
 		return
@@ -322,7 +329,7 @@ func (c *confirms) askMore(r *round) {
 // askReserves lets rounds that wait for too long ask all their voters.
 func (c *confirms) askReserves() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	now, keep := time.Now(), c.reserves[:0]
 	for _, r := range c.reserves {
 		switch {
@@ -419,21 +426,21 @@ func (c *confirms) tidy(l *leadership, s *rounds) {
 // message is what goes to one peer at once: replicas to ask, each once, and the
 // questions that its term answers.
 type message struct {
+	peer *confirmPeer
 	id   uint64
 	to   []address
 	asks [][]ask
 }
 
-// pump sends what waits wherever there is room.
+// pump makes messages of what waits wherever there is room.
 func (c *confirms) pump() {
 	if c.ctx.Err() != nil {
 		return
 	}
 	for _, p := range c.peers {
 		for p.inFlight < confirmsInFlight && len(p.waiting) > 0 {
-			m := c.take(p)
 			p.inFlight++
-			c.wg.Go(func() { c.run(p, m) })
+			c.out = append(c.out, c.take(p))
 		}
 	}
 }
@@ -442,7 +449,7 @@ func (c *confirms) pump() {
 func (c *confirms) take(p *confirmPeer) *message {
 	c.id++
 	c.stats.Messages++
-	m := &message{id: c.id}
+	m := &message{peer: p, id: c.id}
 	place := make(map[address]int, 1)
 	for a := range p.waiting {
 		to := address{shard: a.r.l.store.self.shard, replica: a.r.voters[a.voter].id}
@@ -463,20 +470,39 @@ func (c *confirms) take(p *confirmPeer) *message {
 	return m
 }
 
-// run sends a message, hands out what it brought, and sends what has gathered meanwhile.
-func (c *confirms) run(p *confirmPeer, m *message) {
-	terms, err := c.send(p.node, m)
-	c.mu.Lock()
-	c.deliver(m, terms, err)
+// unlock lets go of mu and sends what was made meanwhile: a write to a socket is no business of others.
+func (c *confirms) unlock() {
+	out := c.out
+	c.out = nil
 	c.mu.Unlock()
-	runtime.Gosched() // as start does: who has just been answered may have more to ask
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p.inFlight--
-	if err == nil {
-		p.answered = max(p.answered, m.id)
+	for _, m := range out {
+		c.net.t.Go(m.peer.node, transport.LaneControl, transport.MethodConfirm, encodeConfirm(m.id, m.to), time.Now().Add(confirmTimeout),
+			func(b []byte, err error) { c.received(m, b, err) })
 	}
-	c.next()
+}
+
+// received hands out what a message brought: a term for each replica, 0 for one that is not there.
+func (c *confirms) received(m *message, b []byte, err error) {
+	var terms []uint64
+	if err == nil {
+		var id uint64
+		if id, terms, err = decodeTerms(b); err == nil && (id != m.id || len(terms) != len(m.to)) {
+			err = errWire
+		}
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	if c.ctx.Err() != nil {
+		return
+	}
+	c.deliver(m, terms, err)
+	m.peer.inFlight--
+	if err == nil {
+		m.peer.answered = max(m.peer.answered, m.id)
+	}
+	if len(c.shards) > 0 { // who has just been answered may have more to ask
+		c.startSoon()
+	}
 }
 
 // deliver hands out what a message brought.
@@ -498,21 +524,6 @@ func (c *confirms) deliver(m *message, terms []uint64, err error) {
 		c.stats.Unanswered += uint64(len(again))
 		time.AfterFunc(confirmRetry, func() { c.repeat(again) })
 	}
-}
-
-// send asks one peer and returns a term for each replica, 0 for one that is not there.
-func (c *confirms) send(node string, m *message) ([]uint64, error) {
-	ctx, cancel := context.WithTimeout(c.ctx, confirmTimeout)
-	defer cancel()
-	b, err := c.net.t.Call(ctx, node, transport.LaneControl, transport.MethodConfirm, encodeConfirm(m.id, m.to))
-	if err != nil {
-		return nil, err
-	}
-	id, terms, err := decodeTerms(b)
-	if err == nil && (id != m.id || len(terms) != len(m.to)) {
-		err = errWire
-	}
-	return terms, err
 }
 
 // answer notes a voter's term.
@@ -540,7 +551,7 @@ func (c *confirms) answer(a ask, term uint64) {
 // shard's voters, the round is held anew: those who were removed may be gone for good.
 func (c *confirms) repeat(asks []ask) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for _, a := range asks {
 		if a.r.settled {
 			continue

@@ -73,6 +73,16 @@ type tapped struct {
 
 func (p tapped) Go(to string, lane transport.Lane, m transport.Method, req []byte, deadline time.Time, done func([]byte, error)) {
 	p.tap.saw(m)
+	if m == transport.MethodConfirm {
+		p.tap.mu.Lock()
+		p.tap.sent[to]++
+		lose := p.tap.lose[to]
+		p.tap.mu.Unlock()
+		if lose {
+			time.AfterFunc(time.Until(deadline), func() { done(nil, transport.Errorf(transport.CodeLinkLost, "lost")) })
+			return
+		}
+	}
 	p.Transport.Go(to, lane, m, req, deadline, done)
 }
 
@@ -86,16 +96,6 @@ func (p *tap) saw(m transport.Method) {
 
 func (p tapped) Call(ctx context.Context, to string, lane transport.Lane, m transport.Method, req []byte) ([]byte, error) {
 	p.tap.saw(m)
-	if m == transport.MethodConfirm {
-		p.tap.mu.Lock()
-		p.tap.sent[to]++
-		lose := p.tap.lose[to]
-		p.tap.mu.Unlock()
-		if lose {
-			<-ctx.Done()
-			return nil, transport.Errorf(transport.CodeLinkLost, "lost")
-		}
-	}
 	return p.Transport.Call(ctx, to, lane, m, req)
 }
 
