@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
 )
 
 // racer is a leadership of a test: it takes its turn when it is woken.
@@ -188,28 +190,102 @@ func TestPacerModel(t *testing.T) {
 			sum := 0
 			for i, r := range list {
 				had := r.round
+				went := r.goes()
+				p.mu.Lock()
+				count := r.count
+				p.mu.Unlock()
 				switch {
-				case r.goes() && had != 0:
+				case went && had != 0:
 					t.Fatalf("step %d: two turns at once", step)
 				case r.round != 0 && r.number == 0:
 					r.settle()
 				}
 				switch {
-				case r.count == 0 || r.round != 0:
+				case count == 0 || r.round != 0:
 					delete(since, r)
 				case since[r].IsZero():
 					since[r] = time.Now()
 				case time.Since(since[r]) > 2*roundTime+gatherTime:
 					t.Fatalf("step %d: shard %d waits for %v", step, i, time.Since(since[r]))
 				}
-				sum += r.count
+				sum += count
 			}
+			p.mu.Lock()
 			if p.count != sum || p.unanswered < 0 || p.flying < 0 || len(p.waiting) > len(list) {
 				t.Fatalf("step %d: %d wait, counted %d; %d unanswered, %d under way", step, sum, p.count, p.unanswered, p.flying)
 			}
+			p.mu.Unlock()
 		}
 		if p.round < 200 {
 			t.Errorf("%d rounds", p.round)
+		}
+	})
+}
+
+// TestQueueTurns shows that the queues of a node go in turn, and that one that was granted a turn and has nothing for it, or
+// ends, lets the others go.
+func TestQueueTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer()
+		a, b := newQueue(p), newQueue(p)
+		push := func(q *queue) *proposal {
+			pr := newProposal([]command.Command{set("k", "v")})
+			if err := q.push(pr); err != nil {
+				t.Fatal(err)
+			}
+			return pr
+		}
+		took := func(q *queue) (round uint64, n int) {
+			batch, cmds, round := q.next()
+			if len(batch) != len(cmds) {
+				t.Fatalf("%d proposals, %d commands", len(batch), len(cmds))
+			}
+			return round, len(batch)
+		}
+		push(a)
+		round, n := took(a)
+		if n != 1 || round == 0 {
+			t.Fatalf("took %d in round %d", n, round)
+		}
+		push(a)
+		forgotten := push(b)
+		if _, n := took(b); n != 0 {
+			t.Fatal("b went beside a")
+		}
+		a.settled(round, 1)
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		b.forget(forgotten)
+		round, n = took(a)
+		if n != 1 {
+			t.Fatal("a has no turn")
+		}
+		if _, n := took(b); n != 0 {
+			t.Fatal("took what was forgotten")
+		}
+		a.settled(round, 1)
+		began := time.Now()
+		push(b)
+		for n = 0; n == 0; round, n = took(b) {
+			<-b.wake
+		}
+		if waited := time.Since(began); waited > gatherTime {
+			t.Fatalf("b waited for %v", waited)
+		}
+		b.settled(round, 1)
+
+		time.Sleep(gatherTime)
+		push(a)
+		a.close(errClosed) // with a turn
+		push(b)
+		synctest.Wait()
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		if _, n = took(b); n != 1 {
+			t.Fatal("b waits for a, which is closed")
+		}
+		if p.count != 0 || len(p.waiting) != 0 {
+			t.Errorf("%d proposals in %d places wait", p.count, len(p.waiting))
 		}
 	})
 }
