@@ -164,7 +164,7 @@ type faultConn struct {
 func (c *faultConn) Write(p []byte) (int, error) {
 	c.f.mu.Lock()
 	defer c.f.mu.Unlock()
-	if !c.f.held {
+	if !c.f.held && c.flushed == nil { // or it would overtake what is still held
 		return c.Conn.Write(p)
 	}
 	c.queue = append(c.queue, p...)

@@ -24,5 +24,6 @@ const (
 	MethodReadIndex             // node: up to which index must a replica be to answer a read?
 	MethodSeed                  // store: ask for a copy of a shard's state
 	MethodSeedState             // store: that copy, a stream
+	MethodHeartbeats            // store: heartbeats of several shards (in order, on LaneControl)
 	MethodEnd
 )

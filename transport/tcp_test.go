@@ -170,6 +170,7 @@ func TestLateRequestIsNotDispatched(t *testing.T) {
 			_, err := a.Call(in(t, 50*time.Millisecond), "b", LaneLog, mCount, nil)
 			wantCode(t, err, CodeLinkLost)
 			p := send(in(t, 10*time.Second), a, "b", LaneLog, mCount, nil)
+			time.Sleep(200 * time.Millisecond) // more than the clocks of two nodes are apart, by what they know
 			f.hold(false)
 			if _, err := p.Wait(); err != nil {
 				t.Fatal(err)
