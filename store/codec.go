@@ -399,3 +399,32 @@ func decodeTerms(frame []byte) (id uint64, terms []uint64, err error) {
 	}
 	return id, terms, d.end()
 }
+
+// encodeFrames joins frames, of heartbeats or of the answers to them, in order; an empty one is none.
+func encodeFrames(frames [][]byte) []byte {
+	size := 8
+	for _, f := range frames {
+		size += 4 + len(f)
+	}
+	e := &encoder{buf: make([]byte, 0, size)}
+	e.u8(wireVersion)
+	e.u32(uint32(len(frames)))
+	for _, f := range frames {
+		e.bytes(f)
+	}
+	return e.buf
+}
+
+func decodeFrames(frame []byte) ([][]byte, error) {
+	d := &decoder{buf: frame}
+	d.version()
+	n := d.u32()
+	if n > maxBeats || uint64(n)*4 > uint64(len(d.buf)) {
+		return nil, errWire
+	}
+	frames := make([][]byte, n)
+	for i := range frames {
+		frames[i] = d.bytes()
+	}
+	return frames, d.end()
+}

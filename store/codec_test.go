@@ -237,6 +237,16 @@ func FuzzConfirm(f *testing.F) {
 	})
 }
 
+func FuzzFrames(f *testing.F) {
+	f.Add(encodeFrames([][]byte{encodeAppend(testTo, testAppend()), nil, {1}}))
+	f.Add(encodeFrames(nil))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		if frames, err := decodeFrames(frame); err == nil && !bytes.Equal(encodeFrames(frames), frame) {
+			t.Error("frames do not round-trip")
+		}
+	})
+}
+
 // One request carries no more than maxAppendBytes, but always an entry.
 func TestTrim(t *testing.T) {
 	data := make([]byte, maxAppendBytes/4)

@@ -56,6 +56,7 @@ type Net struct {
 	installs chan struct{} // a token per snapshot being sent
 	confirms *confirms     // the rounds of reads
 	pacer    *pacer        // the rounds of entries
+	beats    *beats        // the heartbeats
 	seeds    *seeds
 
 	mu       sync.RWMutex
@@ -67,9 +68,10 @@ func NewNet(t transport.Transport, log *slog.Logger) *Net {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	n := &Net{t: t, log: log, installs: make(chan struct{}, installAtOnce), pacer: newPacer(), replicas: make(map[address]*peers)}
+	n := &Net{t: t, log: log, installs: make(chan struct{}, installAtOnce), pacer: newPacer(), beats: newBeats(t), replicas: make(map[address]*peers)}
 	n.confirms = newConfirms(n)
 	t.HandleInOrder(transport.MethodRaftAppend, n.onAppend)
+	t.HandleInOrder(transport.MethodHeartbeats, n.onHeartbeats)
 	t.HandleInOrder(transport.MethodConfirm, n.onConfirm)
 	t.Handle(transport.MethodRaftVote, n.onVote)
 	t.Handle(transport.MethodRaftPreVote, n.onPreVote)
@@ -525,12 +527,14 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	}
 	trim(req)
 	frame := encodeAppend(p.to(id), req)
-	lane, timeout := transport.LaneLog, appendTimeout(int64(len(frame)))
-	if isHeartbeat(req) {
-		lane, timeout = transport.LaneControl, p.timing.Heartbeat
-	}
 	sent := time.Now()
-	b, err := p.call(target, lane, transport.MethodRaftAppend, frame, timeout)
+	var b []byte
+	var err error
+	if isHeartbeat(req) {
+		b, err = p.heartbeat(target, frame)
+	} else {
+		b, err = p.call(target, transport.LaneLog, transport.MethodRaftAppend, frame, appendTimeout(int64(len(frame))))
+	}
 	if err != nil {
 		return err
 	}

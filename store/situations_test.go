@@ -89,7 +89,7 @@ func (p tapped) Go(to string, lane transport.Lane, m transport.Method, req []byt
 func (p *tap) saw(m transport.Method) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if m == transport.MethodRaftAppend {
+	if m == transport.MethodRaftAppend || m == transport.MethodHeartbeats {
 		p.appends++
 	}
 }

@@ -1,0 +1,145 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/abacusdb/abacus/transport"
+)
+
+// bundles is a transport on which messages of heartbeats are answered by a function.
+type bundles struct {
+	transport.Transport
+	mu     sync.Mutex
+	sent   []int // how many heartbeats each had
+	answer func(frames [][]byte) ([][]byte, error)
+}
+
+func (b *bundles) Go(_ string, lane transport.Lane, m transport.Method, req []byte, _ time.Time, done func([]byte, error)) {
+	frames, err := decodeFrames(req)
+	if err != nil || lane != transport.LaneControl || m != transport.MethodHeartbeats {
+		panic("not heartbeats")
+	}
+	b.mu.Lock()
+	b.sent = append(b.sent, len(frames))
+	b.mu.Unlock()
+	go func() {
+		answers, err := b.answer(frames)
+		done(encodeFrames(answers), err)
+	}()
+}
+
+// TestHeartbeatsTravelTogether shows that a heartbeat that is alone goes at once, that those of many shards go in some
+// twenty messages per heartbeat time-out, and that each gets its own answer, or the failure of all.
+func TestHeartbeatsTravelTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := &bundles{answer: func(frames [][]byte) ([][]byte, error) {
+			answers := make([][]byte, len(frames))
+			for i, f := range frames {
+				if f[0] != 7 { // has to think
+					answers[i] = append([]byte("of "), f...)
+				}
+			}
+			return answers, nil
+		}}
+		b := newBeats(net)
+		const timeout = time.Second
+		began := time.Now()
+		if got, err := b.send(t.Context(), "n2", []byte{1}, timeout); err != nil || !bytes.Equal(got, []byte("of \x01")) || time.Since(began) != 0 {
+			t.Fatalf("%q, %v after %v", got, err, time.Since(began))
+		}
+		time.Sleep(timeout)
+		net.sent = nil
+		const shards, each = 60, 10
+		var wg sync.WaitGroup
+		for shard := range byte(shards) {
+			wg.Go(func() {
+				for range each {
+					time.Sleep(timeout / each)
+					began := time.Now()
+					got, err := b.send(t.Context(), "n2", []byte{shard}, timeout)
+					want := append([]byte("of "), shard)
+					if shard == 7 {
+						want = nil
+					}
+					if err != nil || !bytes.Equal(got, want) || time.Since(began) > timeout/beatFraction {
+						t.Errorf("shard %d: %q, %v after %v", shard, got, err, time.Since(began))
+					}
+				}
+			})
+			time.Sleep(timeout / 200)
+		}
+		wg.Wait()
+		beats := 0
+		for _, n := range net.sent {
+			beats += n
+		}
+		if beats != shards*each || len(net.sent) > 2*beatFraction {
+			t.Errorf("%d heartbeats in %d messages", beats, len(net.sent))
+		}
+
+		time.Sleep(timeout)
+		net.answer = func([][]byte) ([][]byte, error) { return nil, errNotSent }
+		for range 2 {
+			if _, err := b.send(t.Context(), "n2", []byte{1}, timeout); !errors.Is(err, errNotSent) {
+				t.Errorf("a message that failed: %v", err)
+			}
+		}
+		net.answer = func(frames [][]byte) ([][]byte, error) { return frames[:0], nil }
+		if _, err := b.send(t.Context(), "n2", []byte{1}, timeout); err == nil {
+			t.Error("an answer without answers was taken")
+		}
+		net.answer = func([][]byte) ([][]byte, error) { time.Sleep(time.Hour); return nil, nil }
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		defer cancel()
+		if _, err := b.send(ctx, "n2", []byte{1}, timeout); !errors.Is(err, errStopping) {
+			t.Errorf("a replica that stops: %v", err)
+		}
+		time.Sleep(time.Hour) // the bubble ends with all its goroutines
+	})
+}
+
+// TestHungReplicaHoldsUpNoHeartbeat shows that in one message a replica that cannot answer at once, one that is not there and
+// one that can get what is theirs.
+func TestHungReplicaHoldsUpNoHeartbeat(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.converge()
+	l, fs := c.waitLeader(), c.followers()
+	f := fs[0]
+	net, st := f.store.cfg.Net, f.store.Status()
+	beat := func(to address, term uint64) []byte {
+		return encodeAppend(to, &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte(l.replica), Addr: []byte(l.replica + "\x00" + l.id)}, Term: term})
+	}
+	ask := func(frames ...[]byte) (answers [][]byte, err error) {
+		net.onHeartbeats(l.id, encodeFrames(frames), func(b []byte, e error) {
+			if err = e; err == nil {
+				answers, err = decodeFrames(b)
+			}
+		})
+		return answers, err
+	}
+	here := f.store.self
+	gone := address{shard: here.shard, replica: "gone"}
+	answers, err := ask(beat(gone, st.Term), beat(here, st.Term), beat(here, st.Term+1))
+	if err != nil || len(answers) != 3 || answers[0] != nil || answers[2] != nil {
+		t.Fatalf("%q, %v", answers, err)
+	}
+	var resp raft.AppendEntriesResponse
+	if _, err := decodeAppendResponse(answers[1], &resp); err != nil || !resp.Success || resp.Term != st.Term {
+		t.Errorf("%+v, %v", resp, err)
+	}
+	if _, err := ask(encodeAppend(here, testAppend())); transport.CodeOf(err) != transport.CodeBadRequest {
+		t.Errorf("entries among heartbeats: %v", err)
+	}
+	half := beat(here, st.Term)
+	if _, err := ask(half[:len(half)-3]); transport.CodeOf(err) != transport.CodeBadRequest {
+		t.Errorf("half a heartbeat: %v", err)
+	}
+}
