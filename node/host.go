@@ -359,8 +359,8 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 
 // betterLeader says who should lead instead of this node, if anybody.
 func (n *Node) betterLeader(st *store.Store) (sharding.Replica, bool) {
-	m := n.Router().Map()
-	sh, ok := m.Shard(st.Shard())
+	router := n.Router()
+	sh, ok := router.Map().Shard(st.Shard())
 	if !ok {
 		return sharding.Replica{}, false
 	}
@@ -369,7 +369,7 @@ func (n *Node) betterLeader(st *store.Store) (sharding.Replica, bool) {
 		ps, alive := n.peers.get(id)
 		return here && alive && !ps.Stopping && !ps.DiskLow && st.CaughtUp(r.ID)
 	}
-	preferred := sharding.PreferredLeaders(m)[sh.ID]
+	preferred := router.PreferredLeader(sh.ID)
 	if n.space.low() {
 		// As if the map did not place us: to anybody who is ready.
 		sh.Replicas = slices.DeleteFunc(slices.Clone(sh.Replicas), func(r sharding.Replica) bool { return r.Node == n.cfg.ID })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/abacusdb/abacus/sharding"
@@ -12,8 +13,8 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
-// Peers find out about each other by exchange: every node tells every other one,
-// four times a second, what it holds and leads and which shard map it has, and is told
+// Peers find out about each other by exchange: of any two nodes one asks the other,
+// four times a second, and tells what it holds and leads and which shard map it has, and is told
 // the same. Whoever has the older map fetches the newer. No node is special.
 
 const (
@@ -74,6 +75,14 @@ type replicaStatus struct {
 type peers struct {
 	mu    sync.RWMutex
 	table map[sharding.NodeID]peer
+	// claims are who says that he leads a shard, by shard: each command asks for them. Made anew with each word.
+	claims atomic.Pointer[map[sharding.ShardID][]claim]
+}
+
+type claim struct {
+	leader sharding.NodeID
+	term   uint64
+	heard  time.Time
 }
 
 type peer struct {
@@ -87,10 +96,19 @@ func newPeers() *peers { return &peers{table: map[sharding.NodeID]peer{}} }
 // heard notes a peer's status.
 func (p *peers) hear(s peerStatus) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	e := p.table[s.Node]
 	e.status, e.heard = s, time.Now()
 	p.table[s.Node] = e
-	p.mu.Unlock()
+	claims := make(map[sharding.ShardID][]claim)
+	for id, e := range p.table {
+		for _, r := range e.status.Replicas {
+			if r.Leads {
+				claims[r.Shard] = append(claims[r.Shard], claim{id, r.Term, e.heard})
+			}
+		}
+	}
+	p.claims.Store(&claims)
 }
 
 // get returns a peer's last word and whether it is alive.
@@ -104,16 +122,13 @@ func (p *peers) get(id sharding.NodeID) (peerStatus, bool) {
 // claim returns the living peer that says it leads the shard, in the newest
 // term if several do.
 func (p *peers) claim(shard sharding.ShardID) (leader sharding.NodeID, term uint64) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	for id, e := range p.table {
-		if time.Since(e.heard) >= aliveFor {
-			continue
-		}
-		for _, r := range e.status.Replicas {
-			if r.Shard == shard && r.Leads && r.Term > term {
-				leader, term = id, r.Term
-			}
+	claims := p.claims.Load()
+	if claims == nil {
+		return "", 0
+	}
+	for _, c := range (*claims)[shard] {
+		if c.term > term && time.Since(c.heard) < aliveFor {
+			leader, term = c.leader, c.term
 		}
 	}
 	return leader, term
@@ -136,12 +151,13 @@ func (p *peers) sayRemoved(s store.Status) bool {
 	return false
 }
 
-// start claims the right to ask a peer; one exchange at a time each.
-func (p *peers) start(id sharding.NodeID) bool {
+// start claims the right to ask a peer: one exchange at a time each, and none with one that has just asked
+// us and has no newer map than ours.
+func (p *peers) start(id sharding.NodeID, epoch uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.table[id]
-	if e.asking {
+	if e.asking || time.Since(e.heard) < exchangeEvery*3/4 && e.status.Epoch <= epoch {
 		return false
 	}
 	e.asking = true
@@ -164,8 +180,9 @@ func (n *Node) runExchange(ctx context.Context) error {
 	var calls sync.WaitGroup
 	defer calls.Wait()
 	for {
-		for _, m := range n.Router().Map().Nodes {
-			if m.ID == n.cfg.ID || !n.peers.start(m.ID) {
+		have := n.Router().Map()
+		for _, m := range have.Nodes {
+			if m.ID == n.cfg.ID || !n.peers.start(m.ID, have.Epoch) {
 				continue
 			}
 			calls.Go(func() {

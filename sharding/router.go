@@ -1,6 +1,9 @@
 package sharding
 
-import "math"
+import (
+	"math"
+	"sync"
+)
 
 // NoShard is the owner of a slot that nobody owns.
 const NoShard ShardID = math.MaxUint32
@@ -9,13 +12,14 @@ const NoShard ShardID = math.MaxUint32
 // a newer map builds a new one and swaps the pointer. What it says is a hint;
 // whether a shard owns a slot is state inside that shard.
 type Router struct {
-	m     Map
-	table [Slots]ShardID
+	m       Map
+	table   [Slots]ShardID
+	leaders func() map[ShardID]NodeID
 }
 
 // NewRouter builds the table for a map, which must not change afterwards.
 func NewRouter(m Map) *Router {
-	r := &Router{m: m}
+	r := &Router{m: m, leaders: sync.OnceValue(func() map[ShardID]NodeID { return PreferredLeaders(m) })}
 	for i := range r.table {
 		r.table[i] = NoShard
 	}
@@ -28,6 +32,9 @@ func NewRouter(m Map) *Router {
 	}
 	return r
 }
+
+// PreferredLeader is the map's PreferredLeaders of a shard, "" for one that it does not have.
+func (r *Router) PreferredLeader(id ShardID) NodeID { return r.leaders()[id] }
 
 // Locate returns the slot of a key and the shard that owns it.
 func (r *Router) Locate(key []byte) (Slot, ShardID) {

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/abacusdb/abacus/sharding"
+)
+
+// TestOneOfTwoAsks shows that a peer that has just asked us is not asked, unless it has a newer map than ours, and that one from
+// which nothing was heard is.
+func TestOneOfTwoAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers()
+		asks := func(epoch uint64) bool {
+			ok := p.start("b", epoch)
+			if ok {
+				if p.start("b", epoch) {
+					t.Error("a second exchange began beside the first")
+				}
+				p.finish("b")
+			}
+			return ok
+		}
+		if !asks(1) {
+			t.Error("one that was never heard of is not asked")
+		}
+		p.hear(peerStatus{Node: "b", Epoch: 2})
+		if asks(2) {
+			t.Error("one that has just told all is asked")
+		}
+		if !asks(1) {
+			t.Error("one that has a newer map is not asked")
+		}
+		time.Sleep(exchangeEvery)
+		if !asks(2) {
+			t.Error("one that was not heard of since the last time is not asked")
+		}
+	})
+}
+
+// TestClaims shows that the leader in the newest term counts, among those that live.
+func TestClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers()
+		want := func(shard sharding.ShardID, leader sharding.NodeID, term uint64) {
+			t.Helper()
+			if l, tm := p.claim(shard); l != leader || tm != term {
+				t.Errorf("shard %d is led by %q in term %d, want %q in %d", shard, l, tm, leader, term)
+			}
+		}
+		want(1, "", 0)
+		p.hear(peerStatus{Node: "b", Replicas: []replicaStatus{{Shard: 1, Leads: true, Term: 5}, {Shard: 2, Term: 9}}})
+		want(1, "b", 5)
+		want(2, "", 0)
+		time.Sleep(aliveFor / 2)
+		p.hear(peerStatus{Node: "c", Replicas: []replicaStatus{{Shard: 1, Leads: true, Term: 4}, {Shard: 2, Leads: true, Term: 10}}})
+		want(1, "b", 5)
+		want(2, "c", 10)
+		time.Sleep(aliveFor / 2)
+		want(1, "c", 4)
+		p.hear(peerStatus{Node: "c", Replicas: []replicaStatus{{Shard: 1, Term: 4}}})
+		want(1, "", 0)
+		want(2, "", 0)
+	})
+}
