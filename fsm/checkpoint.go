@@ -90,7 +90,7 @@ func (f *FSM) checkpoint() error {
 	defer fz.gen.release()
 	under := &checkpointing{began: time.Now(), bytes: fz.layer.bytes}
 	for _, t := range fz.layer.trees {
-		under.rows += t.Len()
+		under.rows += t.len()
 	}
 	f.checkpointing.Store(under)
 	defer f.checkpointing.Store(nil)
@@ -178,7 +178,7 @@ func (z *frozen) write() (err error) {
 	defer damageIsError(z.gen.path, &err)()
 	return z.gen.db.Update(func(tx *bolt.Tx) error {
 		for tree, rows := range z.layer.trees {
-			if err := writeRows(tx.Bucket(treeBuckets[tree]), tree, rows.Scan); err != nil {
+			if err := writeRows(tx.Bucket(treeBuckets[tree]), tree, rows.walk); err != nil {
 				return err
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"runtime/debug"
 	"unsafe"
 
-	"github.com/tidwall/btree"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -23,23 +22,19 @@ type layers struct {
 
 // layer is one of those in memory.
 type layer struct {
-	trees [treeCount]*btree.Map[string, row]
+	trees [treeCount]rows
 	// bytes is about what the layer costs in memory.
 	bytes int64
 }
 
 // rowCost is what a row takes beside its key and its value: the row, the
 // key's header, and the room that is free in a node of the tree.
-const rowCost = 120
-
-// treeDegree: small nodes, for a node is copied when it is written after
-// somebody took a copy of the tree.
-const treeDegree = 16
+const rowCost = 130
 
 func newLayer() *layer {
 	l := &layer{}
 	for i := range l.trees {
-		l.trees[i] = btree.NewMap[string, row](treeDegree)
+		l.trees[i] = newRows()
 	}
 	return l
 }
@@ -48,7 +43,7 @@ func newLayer() *layer {
 func (l *layer) copy() *layer {
 	c := &layer{bytes: l.bytes}
 	for i := range l.trees {
-		c.trees[i] = l.trees[i].Copy()
+		c.trees[i] = l.trees[i].copy()
 	}
 	return c
 }
@@ -70,11 +65,11 @@ func asBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)
 // row is needed to keep it so.
 func (l *layers) get(tree int, key []byte) (row, bool) {
 	k := asString(key)
-	if r, ok := l.active.trees[tree].Get(k); ok {
+	if r, ok := l.active.trees[tree].get(k); ok {
 		return r, !r.dead
 	}
 	if l.frozen != nil {
-		if r, ok := l.frozen.trees[tree].Get(k); ok {
+		if r, ok := l.frozen.trees[tree].get(k); ok {
 			r.below = true
 			return r, !r.dead
 		}
@@ -89,7 +84,7 @@ func (l *layers) put(tree int, key, value []byte, deadline int64, changed uint64
 	copy(buf, key)
 	copy(buf[len(key):], value)
 	r := row{value: buf[len(key):], deadline: deadline, changed: changed, below: old.below}
-	if was, ok := l.active.trees[tree].Set(asString(buf[:len(key)]), r); ok {
+	if was, ok := l.active.trees[tree].set(asString(buf[:len(key)]), r); ok {
 		l.active.bytes += int64(len(value) - len(was.value))
 	} else {
 		l.active.bytes += int64(len(key) + len(value) + rowCost)
@@ -100,12 +95,12 @@ func (l *layers) put(tree int, key, value []byte, deadline int64, changed uint64
 func (l *layers) remove(tree int, key []byte, old row) {
 	t := l.active.trees[tree]
 	if !old.below {
-		if was, ok := t.Delete(asString(key)); ok {
+		if was, ok := t.delete(asString(key)); ok {
 			l.active.bytes -= int64(len(key) + len(was.value) + rowCost)
 		}
 		return
 	}
-	if was, ok := t.Set(string(key), row{dead: true, below: true}); ok {
+	if was, ok := t.set(string(key), row{dead: true, below: true}); ok {
 		l.active.bytes -= int64(len(was.value))
 	} else {
 		l.active.bytes += int64(len(key) + rowCost)
@@ -206,7 +201,7 @@ type cursor struct {
 }
 
 type memCursor struct {
-	it  btree.MapIter[string, row]
+	it  rowsCursor
 	any bool // the tree has rows
 	ok  bool // it stands at one
 }
@@ -215,8 +210,8 @@ type memCursor struct {
 func (l *layers) cursor(tree int) *cursor {
 	c := &cursor{tree: tree, file: l.file, b: l.file.trees[tree].Cursor()}
 	for i, m := range []*layer{l.active, l.frozen} {
-		if m != nil && m.trees[tree].Len() > 0 {
-			c.mem[i] = memCursor{it: m.trees[tree].Iter(), any: true}
+		if m != nil && m.trees[tree].len() > 0 {
+			c.mem[i] = memCursor{it: m.trees[tree].cursor(), any: true}
 		}
 	}
 	return c
@@ -250,7 +245,7 @@ func (c *cursor) guard() func() {
 func (c *cursor) seek(key []byte) {
 	for i := range c.mem {
 		if m := &c.mem[i]; m.any {
-			m.ok = m.it.Seek(asString(key))
+			m.ok = m.it.seek(asString(key))
 		}
 	}
 	c.inFile = true
@@ -264,7 +259,7 @@ func (c *cursor) next() (key []byte, r row, ok bool) {
 	for {
 		at := -1 // which of mem has the smallest key, the upper one if both have
 		for i := range c.mem {
-			if c.mem[i].ok && (at < 0 || c.mem[i].it.Key() < c.mem[at].it.Key()) {
+			if c.mem[i].ok && (at < 0 || c.mem[i].it.key() < c.mem[at].it.key()) {
 				at = i
 			}
 		}
@@ -274,8 +269,8 @@ func (c *cursor) next() (key []byte, r row, ok bool) {
 			}
 			return c.nextOfFile()
 		}
-		k := c.mem[at].it.Key()
-		key, r = asBytes(k), c.mem[at].it.Value()
+		k := c.mem[at].it.key()
+		key, r = asBytes(k), c.mem[at].it.row()
 		if c.k != nil {
 			switch d := bytes.Compare(c.k, key); {
 			case d < 0:
@@ -285,8 +280,8 @@ func (c *cursor) next() (key []byte, r row, ok bool) {
 			}
 		}
 		for i := range c.mem {
-			if m := &c.mem[i]; m.ok && m.it.Key() == k {
-				m.ok = m.it.Next()
+			if m := &c.mem[i]; m.ok && m.it.key() == k {
+				m.ok = m.it.next()
 			}
 		}
 		if !r.dead {

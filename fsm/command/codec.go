@@ -270,6 +270,7 @@ type decoder struct {
 	// parts is where the lists of keys and values of all commands lie, in runs,
 	// so that a batch costs a few allocations and not two per command.
 	parts [][]byte
+	ahead int // how many commands are not read yet: most have a key and a value
 }
 
 func (d *decoder) fail(reason string) {
@@ -377,7 +378,7 @@ func (d *decoder) list() [][]byte {
 	}
 	if cap(d.parts)-len(d.parts) < n {
 		// Earlier lists keep the array that they are in.
-		d.parts = make([][]byte, 0, max(n, min(256, d.left()/8)))
+		d.parts = make([][]byte, 0, max(n, min(256, 2*d.ahead, d.left())))
 	}
 	start := len(d.parts)
 	for range n {
@@ -397,6 +398,7 @@ func (d *decoder) commands() []Command {
 	}
 	cmds := make([]Command, n)
 	for i := range cmds {
+		d.ahead = n - i
 		c := &cmds[i]
 		c.Op = Op(d.byte())
 		c.Flags = Flags(d.uint16())
