@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-tools test-peers test-system sim planted powercut check demo cluster bench peers chaos lint fmt fuzz
+.PHONY: help build test test-tools test-peers test-system sim planted powercut check demo cluster micro bench peers chaos lint fmt fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,11 +102,16 @@ fuzz: ## every fuzz test for FUZZTIME (20s) each
 	    else tail -3 $$out; fi; \
 	  done; done
 
-bench: build ## put and get against three nodes of its own for some seconds each
-	@set -e; dir=$$(mktemp -d); trap 'bin/abacus dev down --dir $$dir/c 2>/dev/null || true; rm -rf $$dir' EXIT; \
-	  bin/abacus dev up --detach --dir $$dir/c --base-port $${BASE_PORT:-17400}; \
-	  addr=127.0.0.1:$$(( $${BASE_PORT:-17400} + 1 )); \
-	  for op in put get mixed; do echo "== $$op"; bin/abacus --addr $$addr bench --op $$op --clients 64 --duration 10s --warmup 2s; done
+# Some minutes; compared with another revision: make micro BASE=main~10
+micro: ## the micro-benchmarks, as benchstat tells them; BASE=revision compares
+	@bench/micro.sh $(BASE)
+
+# An hour or two on a machine that does nothing else. What is below the mark in docs/benchmarks.md is made anew.
+bench: ## the micro-benchmarks and the whole table beside etcd and Redis, into docs/benchmarks.md
+	@mkdir -p bin/peers
+	bench/micro.sh $(BASE) > bin/peers/micro.txt
+	$(MAKE) peers PEERS_ARGS='$(BENCH_ARGS)'
+	bench/page.sh bin/peers/peers.md bin/peers/micro.txt
 
 test-peers: ## the load program's own tests; a module of its own, with etcd's client and others to download
 	cd bench/peers && $(GO) vet ./... && $(GO) test ./... && $(GO) run $(STATICCHECK) ./...

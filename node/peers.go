@@ -93,7 +93,7 @@ type peer struct {
 
 func newPeers() *peers { return &peers{table: map[sharding.NodeID]peer{}} }
 
-// heard notes a peer's status.
+// hear notes a peer's status.
 func (p *peers) hear(s peerStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -165,7 +165,7 @@ func (l *leadership) eachReplica(visit func(f follower, voter, heard, self bool)
 	}
 }
 
-// hold notes whether writes are held back.
+// hold holds writes back, or lets them go on, and notes since when.
 func (l *leadership) hold(over bool) {
 	now, log := time.Now(), l.store.log
 	l.queue.hold(over)

@@ -481,7 +481,7 @@ func (c *confirms) unlock() {
 	}
 }
 
-// received hands out what a message brought: a term for each replica, 0 for one that is not there.
+// received takes a peer's answer: a term for each replica, 0 for one that is not there.
 func (c *confirms) received(m *message, b []byte, err error) {
 	var terms []uint64
 	if err == nil {

@@ -8,8 +8,8 @@
 // leadership loop (instance.run) fed by Raft's unbuffered notify channel. While
 // this replica leads, that loop owns a leadership, whose own loop
 // (leadership.run) is the only caller of raft.Apply: it opens the term with a
-// no-op of ours, folds waiting proposals into one log entry after the other, and
-// moves the shard's clock when a key's time comes due. Raft cannot begin a second
+// no-op of ours, folds waiting proposals into one log entry after the other, in turn with the node's
+// other leaderships, and moves the shard's clock when a key's time comes due. Raft cannot begin a second
 // leadership before the first one's loop has ended, so an entry is never
 // accepted in another term than the one it was made for, and no time counts twice.
 //
@@ -19,6 +19,8 @@
 //	instance    one raft.Raft, its peers and its leadership loop
 //	leadership  one term in office: queue of proposals, clock, entries in flight
 //	Net         the node's Raft traffic: finds the replica that a frame is for
+//	pacer       the node's rounds of entries: whose turn it is (pacer.go)
+//	beats       the node's heartbeats that wait for a message (heartbeat.go)
 //	confirms    the node's questions for reads (confirm.go): messages on the way, rounds open
 //	logStore    the log: monotonic, cached, stops the process when it fails; a leader's entries go out while it writes
 //	stableStore term and vote: the term never falls, the vote is one value

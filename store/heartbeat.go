@@ -153,8 +153,7 @@ func (n *Net) onHeartbeats(_ string, frame []byte, reply func([]byte, error)) {
 		}
 		req, err := decodeAppend(d, h)
 		if err != nil || !isHeartbeat(req) {
-			reply(nil, badFrame(errWire))
-			return
+			continue
 		}
 		if resp, ok := p.fastHeartbeat(req); ok {
 			p.hear(time.Now(), req, resp)

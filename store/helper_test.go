@@ -416,7 +416,8 @@ func (g *gate) AppendAsync(ls []*raft.Log, done func(error)) error {
 	}
 	inner, ok := g.LogStore.(AsyncLog)
 	if !ok {
-		go func() { after(g.LogStore.StoreLogs(ls)) }()
+		err := g.LogStore.StoreLogs(ls)
+		go after(err)
 		return nil
 	}
 	return inner.AppendAsync(ls, func(err error) { go after(err) })

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -151,10 +150,7 @@ func (l *leadership) open() bool {
 		}
 	}
 	for l.ctx.Err() == nil {
-		if !l.queue.begin() { // the one before has its answer, and is about to be counted out
-			runtime.Gosched()
-			continue
-		}
+		l.queue.begin() // nothing else is under way
 		l.base, l.counted = time.Now(), 0
 		p := newProposal(nil)
 		l.propose(&pending{l: l, batch: []*proposal{p}}, cmds)

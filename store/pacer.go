@@ -30,8 +30,9 @@ type pacer struct {
 
 	round  uint64    // the number of the last one opened
 	opened time.Time // when that was
-	flying int       // its entries that are not settled yet, and the proposals in them
-	unanswered,
+	flying int       // its entries that are not settled yet
+	// unanswered are the proposals in those.
+	unanswered int
 	// most is how many proposals were unanswered at one time since it was opened, in it or waiting.
 	most int
 	// until is how long after the end of a round as many are waited for.

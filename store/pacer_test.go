@@ -2,6 +2,7 @@ package store
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -286,6 +287,121 @@ func TestQueueTurns(t *testing.T) {
 		}
 		if p.count != 0 || len(p.waiting) != 0 {
 			t.Errorf("%d proposals in %d places wait", p.count, len(p.waiting))
+		}
+	})
+}
+
+// TestQueueWakes shows that the loop is woken when nothing is under way and nothing waits any more, for it has to look when keys
+// end; also when what waited was forgotten while another shard's round went on.
+func TestQueueWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer()
+		a, b := newQueue(p), newQueue(p)
+		push := func(q *queue) *proposal {
+			pr := newProposal([]command.Command{set("k", "v")})
+			if err := q.push(pr); err != nil {
+				t.Fatal(err)
+			}
+			return pr
+		}
+		woken := func(q *queue) bool {
+			select {
+			case <-q.wake:
+				return true
+			default:
+				return false
+			}
+		}
+		push(a)
+		push(b)
+		woken(a)
+		_, _, round := a.next()
+		a.settled(round, 1)
+		if !woken(a) {
+			t.Error("not woken by its last entry")
+		}
+		time.Sleep(gatherTime)
+		synctest.Wait()
+		woken(b)
+		_, _, other := b.next()
+		push(a) // b's round goes on
+		time.Sleep(roundTime)
+		synctest.Wait()
+		woken(a)
+		if _, _, round = a.next(); round == 0 {
+			t.Fatal("a has no turn")
+		}
+		late := push(a)
+		a.settled(round, 1)
+		b.settled(other, 1)
+		if woken(a) {
+			t.Error("woken though it is not its turn")
+		}
+		a.forget(late)
+		if !woken(a) {
+			t.Error("not woken when the last one was forgotten")
+		}
+	})
+}
+
+// TestQueueHeld shows that while writes are held back what is light goes whoever's turn it is, and that the turn is kept for
+// the others; and that a second entry goes beside one when much waits.
+func TestQueueHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer()
+		a, b := newQueue(p), newQueue(p)
+		push := func(q *queue, c command.Command) {
+			if err := q.push(newProposal([]command.Command{c})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.hold(true)
+		push(a, set("k", "v"))
+		<-a.wake // a turn
+		push(a, get("k"))
+		<-a.wake // because it is light
+		batch, _, round := a.next()
+		if len(batch) != 1 || !batch[0].light || round != 0 {
+			t.Fatalf("took %d in round %d while writes are held", len(batch), round)
+		}
+		push(b, set("k", "v"))
+		time.Sleep(roundTime) // a's turn is not taken
+		synctest.Wait()
+		<-b.wake
+		batch, _, other := b.next()
+		if len(batch) != 1 {
+			t.Fatal("b waits for a, which holds writes back")
+		}
+		a.settled(0, 1)
+		b.settled(other, 1)
+		a.hold(false)
+		batch, _, round = a.next()
+		if len(batch) != 1 || batch[0].light || round == 0 || round == other {
+			t.Fatalf("took %d in round %d, which is not kept", len(batch), round)
+		}
+		large := strings.Repeat("v", secondBytes)
+		for len(a.wake) > 0 {
+			<-a.wake
+		}
+		push(a, set("k", large))
+		<-a.wake
+		push(a, set("l", "v"))
+		if batch, _, second := a.next(); len(batch) != 2 || second != 0 {
+			t.Fatalf("took %d in round %d beside an entry", len(batch), second)
+		}
+		push(a, set("k", large))
+		if batch, _, _ := a.next(); len(batch) != 0 {
+			t.Fatal("a third entry")
+		}
+		a.settled(round, 1)
+		<-a.wake
+		if batch, _, _ := a.next(); len(batch) != 1 {
+			t.Fatal("nothing goes beside the second entry")
+		}
+		a.settled(0, 2)
+		a.settled(0, 1)
+		if p.count != 0 || p.unanswered != 0 {
+			t.Errorf("%d wait, %d are unanswered", p.count, p.unanswered)
 		}
 	})
 }

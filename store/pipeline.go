@@ -155,13 +155,16 @@ func (l *pipeline) deliver() {
 	}
 }
 
-// end ends the pipeline. The caller holds mu.
+// end ends the pipeline. The link gives up what is unanswered at its deadline; nobody waits for that. The caller holds mu.
 func (l *pipeline) end() {
+	for _, f := range l.queue {
+		f.req, f.resp = nil, nil // they may be large
+	}
 	l.ended, l.queue = true, nil
 	l.cancel()
 }
 
-// Close ends the pipeline and fails what is unanswered.
+// Close ends the pipeline: what is unanswered is never delivered.
 func (l *pipeline) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -144,21 +144,23 @@ func TestPipelineOwnDisk(t *testing.T) {
 // delivered, and nothing more is sent.
 func TestPipelineEnds(t *testing.T) {
 	for what, end := range map[string]func(p *pipelined){
-		"an error":     func(p *pipelined) { p.net.asked[0](nil, errNotSent) },
-		"a bad answer": func(p *pipelined) { p.net.asked[0]([]byte{1}, nil) },
+		"an error":     func(p *pipelined) { p.net.asked[1](nil, errNotSent) },
+		"a bad answer": func(p *pipelined) { p.net.asked[1]([]byte{1}, nil) },
 		"close":        func(p *pipelined) { p.Close() },
 	} {
 		p := newPipelined(t)
-		p.wet = 3
+		p.wet = 1
 		for i := range uint64(3) {
 			if err := p.send(i + 1); err != nil {
 				t.Fatal(err)
 			}
 		}
-		p.net.answer(t, 1)
+		p.net.answer(t, 0)
+		if len(p.landed) != 1 {
+			t.Fatalf("%d wait for the disk", len(p.landed))
+		}
 		end(p)
 		p.net.answer(t, 2)
-		p.net.answer(t, 0)
 		p.wet = 0
 		for _, landed := range p.landed {
 			landed()

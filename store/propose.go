@@ -239,8 +239,8 @@ func (p *pending) settle(out *outcome, err error) {
 	if err == nil && p.l.refusedSince.Load() != 0 {
 		p.l.refusedSince.Store(0)
 	}
-	deliver(p.batch, out, err)
 	p.l.queue.settled(p.round, len(p.batch))
+	deliver(p.batch, out, err)
 	s.inFlight.end()
 }
 

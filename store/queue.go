@@ -21,7 +21,7 @@ const (
 
 // queue holds the proposals of one leadership until they go into an entry, and says when they may.
 type queue struct {
-	// wake has a token when there may be an entry to propose, or none is under way any more.
+	// wake has a token when there may be an entry to propose, or neither is one under way nor does anything wait.
 	wake chan struct{}
 	turn *turn
 
@@ -134,7 +134,8 @@ func (q *queue) begin() bool {
 	return true
 }
 
-// settled ends an entry with so many proposals.
+// settled ends an entry with so many proposals, which are answered next: who is back at once must not be
+// counted twice.
 func (q *queue) settled(round uint64, n int) {
 	q.mu.Lock()
 	q.inFlight--
@@ -212,6 +213,9 @@ func (q *queue) forget(p *proposal) bool {
 	}
 	q.drop(p)
 	q.turn.add(-1)
+	if q.live == 0 && q.inFlight == 0 { // no turn comes that would wake it
+		q.signal()
+	}
 	return true
 }
 

@@ -120,7 +120,8 @@ func (p *peers) start(r *raft.Raft) {
 	p.net.add(p)
 }
 
-// stop breaks all calls in both directions. Wait for the loops with p.wg.
+// stop takes no more requests and fails those that raft waits for. What a pipeline has sent may still arrive. Wait for the loops
+// with p.wg.
 func (p *peers) stop() {
 	p.net.remove(p)
 	p.cancel()

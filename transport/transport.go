@@ -44,8 +44,8 @@ type Transport interface {
 	Call(ctx context.Context, to string, lane Lane, m Method, req []byte) ([]byte, error)
 
 	// Go sends a request and returns at once. done is called once, with the answer or why
-	// there is none, at the deadline at the latest: not by Go, but on a loop of the transport that reads
-	// answers, so it must not wait for anything. Requests on one lane to one peer
+	// there is none, at the deadline at the latest: never by Go itself, as a rule on the loop that reads
+	// answers, so it must not wait for anything; perhaps beside other calls, or after Close. Requests on one lane to one peer
 	// are delivered in the order of the calls to Go or Call.
 	Go(to string, lane Lane, m Method, req []byte, deadline time.Time, done func(resp []byte, err error))
 

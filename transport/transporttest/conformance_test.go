@@ -320,6 +320,50 @@ func TestHandlersRunAtOnce(t *testing.T) {
 	})
 }
 
+// Go never calls done itself, whatever comes of the request: its caller may hold what done wants.
+func TestGoDoesNotCallBack(t *testing.T) {
+	conform(t, func(t *testing.T, p *pair) {
+		p.b.Handle(methodEcho, echo)
+		p.start()
+		var mu sync.Mutex
+		ended := make(chan error)
+		for what, send := range map[string]func(done func([]byte, error)){
+			"answered": func(done func([]byte, error)) {
+				p.a.Go("b", transport.LaneCall, methodEcho, nil, time.Now().Add(10*time.Second), done)
+			},
+			"too large": func(done func([]byte, error)) {
+				p.a.Go("b", transport.LaneControl, methodEcho, make([]byte, 2<<20), time.Now().Add(10*time.Second), done)
+			},
+			"no lane": func(done func([]byte, error)) {
+				p.a.Go("b", transport.Lanes, methodEcho, nil, time.Now().Add(10*time.Second), done)
+			},
+			"too late": func(done func([]byte, error)) {
+				p.a.Go("b", transport.LaneCall, methodBlock, nil, time.Now().Add(-time.Second), done)
+			},
+		} {
+			mu.Lock()
+			send(func(_ []byte, err error) {
+				mu.Lock() // would wait for ever in Go
+				defer mu.Unlock()
+				go func() { ended <- err }()
+			})
+			mu.Unlock()
+			if err := <-ended; (err == nil) != (what == "answered") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		p.a.Close()
+		mu.Lock()
+		p.a.Go("b", transport.LaneCall, methodEcho, nil, time.Now().Add(10*time.Second), func(_ []byte, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			go func() { ended <- err }()
+		})
+		mu.Unlock()
+		wantCode(t, <-ended, transport.CodeClosed)
+	})
+}
+
 // A peer that stops while it works on a request leaves its caller in doubt;
 // afterwards calls fail for certain.
 func TestPeerClosesMidCall(t *testing.T) {
