@@ -87,6 +87,9 @@ type Config struct {
 	CheckpointBytes int64
 	SnapshotEntries uint64
 
+	// OnReplicas is told how many replicas run here, after each change; it does not wait. Default: nobody is.
+	OnReplicas func(count int)
+
 	// Pprof serves profiles of the process under /debug/pprof/ on HTTPAddr. They cost processor
 	// time, and tell what commands and keys are made of.
 	Pprof bool

@@ -17,11 +17,14 @@ import (
 // host holds the replicas that live on this node. Only the reconcile loop (and Open
 // and Close, before and after it) adds to it; everybody reads it.
 type host struct {
-	mu     sync.RWMutex
-	stores map[sharding.ShardID]*store.Store
+	mu      sync.RWMutex
+	stores  map[sharding.ShardID]*store.Store
+	counted func(replicas int) // Config.OnReplicas
 }
 
-func newHost() *host { return &host{stores: map[sharding.ShardID]*store.Store{}} }
+func newHost(counted func(int)) *host {
+	return &host{stores: map[sharding.ShardID]*store.Store{}, counted: counted}
+}
 
 // get returns this node's replica of a shard, nil if it has none.
 func (h *host) get(shard sharding.ShardID) *store.Store {
@@ -44,14 +47,16 @@ func (h *host) all() []*store.Store {
 
 func (h *host) put(s *store.Store) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.stores[s.Shard()] = s
-	h.mu.Unlock()
+	h.counted(len(h.stores))
 }
 
 func (h *host) remove(s *store.Store) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	delete(h.stores, s.Shard())
-	h.mu.Unlock()
+	h.counted(len(h.stores))
 }
 
 // runReconcile makes what this node holds agree with the newest map: it caches

@@ -95,10 +95,13 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.OnReplicas == nil {
+		cfg.OnReplicas = func(int) {}
+	}
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { panic(err) }
 	}
-	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(), peers: newPeers(),
+	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(cfg.OnReplicas), peers: newPeers(),
 		ready: newReadiness(), mapChanged: make(chan struct{}, 1), failed: make(chan error, 1), turn: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.router.Store(sharding.NewRouter(sharding.Map{}))

@@ -431,7 +431,7 @@ func TestRepairMaySpare(t *testing.T) {
 		{"two of two", sharding.Shard{ID: 4, Replicas: sh.Replicas[1:]}, "b", []store.Member{b, c}, transport.CodeRefused, "majority"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			n := &Node{host: newHost(), peers: newPeers()}
+			n := &Node{host: newHost(func(int) {}), peers: newPeers()}
 			if tc.leader != "" {
 				n.peers.hear(peerStatus{Node: tc.leader, Replicas: []replicaStatus{{Shard: 4, Leads: true, Term: 7, Members: tc.members}}})
 			}

@@ -143,6 +143,7 @@ func serve(cfg node.Config) error {
 		n   *node.Node
 		err error
 	}
+	cfg.OnReplicas = limitMemory
 	open := make(chan opened, 1)
 	go func() {
 		n, err := node.Open(ctx, cfg)
