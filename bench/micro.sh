@@ -34,5 +34,5 @@ done
 if [ $# -gt 0 ]; then
 	go run "$benchstat" "before=$out/old.txt" "after=$out/new.txt"
 else
-	go run "$benchstat" "$out/new.txt"
+	go run "$benchstat" "this tree=$out/new.txt"
 fi
