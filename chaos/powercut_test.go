@@ -396,7 +396,7 @@ func (l *powerLane) run(ctx context.Context) error {
 					return err
 				}
 				// A stop is quick: later there is nothing to cut into.
-				longest := []time.Duration{5 * time.Millisecond, 100 * time.Millisecond}[l.pick(2, 1)]
+				longest := []time.Duration{500 * time.Microsecond, 5 * time.Millisecond, 100 * time.Millisecond}[l.pick(3, 2, 1)]
 				l.wait(ctx, time.Duration(l.rng.Int64N(int64(longest))))
 			}
 		}
@@ -637,15 +637,16 @@ func (l *powerLane) cut(moment int) error {
 	}
 	longest := 20 * time.Millisecond // of tearing what runs
 	if moment == cutAtStop {
-		longest = 3 * time.Millisecond // or it has ended
+		longest = time.Millisecond // or it has ended
 	}
-	if err := l.tearAndCut(share, dirty > 0, longest); err != nil {
+	running, err := l.tearAndCut(share, dirty > 0, longest)
+	if err != nil {
 		return err
 	}
 	if dirty > 0 {
 		l.report.dirty++
 	}
-	if moment == cutAtStop && slices.ContainsFunc(l.cluster.Nodes(), (*proc.Node).Running) {
+	if moment == cutAtStop && running {
 		l.report.stopping++
 	}
 	if err := l.kill(); err != nil {
@@ -801,8 +802,9 @@ func waitStopped(pid int) {
 
 // tearAndCut cuts the power when some of what is dirty has been forced out. From
 // processes that stand still it is torn first; from others, until the moment of
-// the cut, or they would have synced it meanwhile.
-func (l *powerLane) tearAndCut(share float64, still bool, longest time.Duration) error {
+// the cut, or they would have synced it meanwhile. It says whether any node was running
+// just before the cut: what hits an error of its disk afterwards ends by that.
+func (l *powerLane) tearAndCut(share float64, still bool, longest time.Duration) (running bool, err error) {
 	errs := make([]error, len(l.disks)+1)
 	var wg sync.WaitGroup
 	var stop atomic.Bool
@@ -821,10 +823,11 @@ func (l *powerLane) tearAndCut(share float64, still bool, longest time.Duration)
 			time.Sleep(time.Duration(l.rng.Int64N(int64(longest))))
 		}
 	}
+	running = slices.ContainsFunc(l.cluster.Nodes(), (*proc.Node).Running)
 	errs[len(l.disks)] = disk.Cut(l.disks...)
 	stop.Store(true)
 	wg.Wait()
-	return errors.Join(errs...)
+	return running, errors.Join(errs...)
 }
 
 // keep copies everything that could explain a finding, and returns where to.
