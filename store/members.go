@@ -178,9 +178,33 @@ func (s *Store) Remove(ctx context.Context, replica string) error {
 			return nil, nil
 		case srv.ID == s.self.replica:
 			return nil, transport.Errorf(transport.CodeRefused, "replica %s leads: transfer the leadership first", replica)
+		case srv.Suffrage == raft.Voter && !s.knownWithout(r, conf, srv.ID):
+			return nil, transport.Errorf(transport.CodeBusy, "of the voters that would stay no majority knows the present members yet")
 		}
 		return r.RemoveServer(srv.ID, conf.index, timeout), nil
 	})
+}
+
+// knownWithout says whether a majority of the voters but for one have the newest committed configuration in their
+// logs. raft gives no vote to who is no voter by its own configuration: if one that stays had none but an older one, and
+// we failed before it got the next two, it would refuse those that it does not know, and they it,
+// for its log is behind; and who has both is no voter any more. It costs no time: without these voters the removal could not be committed.
+func (s *Store) knownWithout(r *raft.Raft, conf *configuration, id raft.ServerID) bool {
+	in := s.inst.Load()
+	if in == nil {
+		return false
+	}
+	voters, know := 0, 0
+	for _, srv := range conf.servers {
+		if srv.ID == id || srv.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if f, ok := in.peers.follower(srv.ID, r.CurrentTerm()); srv.ID == s.self.replica || ok && f.match >= conf.index {
+			know++
+		}
+	}
+	return know > voters/2
 }
 
 func (c *configuration) find(replica string) (raft.Server, bool) {
