@@ -17,7 +17,7 @@ compile() {
 }
 measure() {
 	for d in "$1"/*/; do
-		(cd "$2/$(cat "$d/dir")" && echo "pkg: github.com/abacusdb/abacus/$(cat "$d/dir")" && "$d/test" -test.run '^$' -test.bench . -test.benchmem -test.benchtime "$time" | grep '^Benchmark\|^goos\|^goarch\|^cpu')
+		(cd "$2/$(cat "$d/dir")" && echo "pkg: github.com/abacusdb/abacus/$(cat "$d/dir")" && "$d/test" -test.run '^$' -test.bench . -test.benchmem -test.benchtime "$time" >"$out/run.txt" && grep '^Benchmark\|^goos\|^goarch\|^cpu' "$out/run.txt")
 	done
 }
 

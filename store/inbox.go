@@ -24,6 +24,16 @@ type inbound struct {
 	patience time.Duration
 }
 
+// answerHeartbeat is the frame that answers a heartbeat at once, nil if raft's main loop has to.
+func (p *peers) answerHeartbeat(req *raft.AppendEntriesRequest) []byte {
+	resp, ok := p.fastHeartbeat(req)
+	if !ok {
+		return nil
+	}
+	p.hear(time.Now(), req, resp)
+	return encodeAppendResponse(resp, p.report())
+}
+
 // fastHeartbeat answers a heartbeat without raft's main loop, which may be
 // waiting for a disk. raft's handler would take any term here and set it beside
 // the main loop, so that the term can fall after a vote (hazard R22). So: only as

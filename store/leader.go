@@ -123,7 +123,8 @@ func (l *leadership) run() {
 			due.Reset(overlayPoll)
 		} else if l.queue.idle() {
 			wait, now := l.nextDue()
-			if now && l.queue.begin() {
+			if now {
+				l.queue.begin()
 				l.lastDue = time.Now()
 				l.propose(&pending{l: l}, []command.Command{{Op: command.OpNoop}})
 			} else {

@@ -95,9 +95,8 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 	}
 	queue := p.appends
 	if isHeartbeat(req) {
-		if resp, ok := p.fastHeartbeat(req); ok {
-			p.hear(time.Now(), req, resp)
-			reply(encodeAppendResponse(resp, p.report()), nil)
+		if answer := p.answerHeartbeat(req); answer != nil {
+			reply(answer, nil)
 			return
 		}
 		queue = p.heartbeats

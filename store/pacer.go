@@ -35,7 +35,7 @@ type pacer struct {
 	unanswered int
 	// most is how many proposals were unanswered at one time since it was opened, in it or waiting.
 	most int
-	// until is how long after the end of a round as many are waited for.
+	// until when, after the end of a round, as many are waited for.
 	until time.Time
 
 	timer *time.Timer

@@ -223,19 +223,22 @@ func TestPacerModel(t *testing.T) {
 	})
 }
 
+func mustPush(t *testing.T, q *queue, c command.Command) *proposal {
+	t.Helper()
+	p := newProposal([]command.Command{c})
+	if err := q.push(p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // TestQueueTurns shows that the queues of a node go in turn, and that one that was granted a turn and has nothing for it, or
 // ends, lets the others go.
 func TestQueueTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPacer()
 		a, b := newQueue(p), newQueue(p)
-		push := func(q *queue) *proposal {
-			pr := newProposal([]command.Command{set("k", "v")})
-			if err := q.push(pr); err != nil {
-				t.Fatal(err)
-			}
-			return pr
-		}
+		push := func(q *queue) *proposal { return mustPush(t, q, set("k", "v")) }
 		took := func(q *queue) (round uint64, n int) {
 			batch, cmds, round := q.next()
 			if len(batch) != len(cmds) {
@@ -297,13 +300,7 @@ func TestQueueWakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPacer()
 		a, b := newQueue(p), newQueue(p)
-		push := func(q *queue) *proposal {
-			pr := newProposal([]command.Command{set("k", "v")})
-			if err := q.push(pr); err != nil {
-				t.Fatal(err)
-			}
-			return pr
-		}
+		push := func(q *queue) *proposal { return mustPush(t, q, set("k", "v")) }
 		woken := func(q *queue) bool {
 			select {
 			case <-q.wake:
@@ -350,11 +347,7 @@ func TestQueueHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPacer()
 		a, b := newQueue(p), newQueue(p)
-		push := func(q *queue, c command.Command) {
-			if err := q.push(newProposal([]command.Command{c})); err != nil {
-				t.Fatal(err)
-			}
-		}
+		push := func(q *queue, c command.Command) { mustPush(t, q, c) }
 		a.hold(true)
 		push(a, set("k", "v"))
 		<-a.wake // a turn

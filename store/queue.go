@@ -123,15 +123,12 @@ func (q *queue) next() (batch []*proposal, cmds []command.Command, round uint64)
 	return batch, cmds, round
 }
 
-// begin begins an entry that needs no proposal and no turn, unless one is under way.
-func (q *queue) begin() bool {
+// begin begins an entry that needs no proposal and no turn. Whoever takes is the only one to begin any, and looks
+// whether the queue is idle.
+func (q *queue) begin() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.inFlight > 0 {
-		return false
-	}
 	q.inFlight++
-	return true
 }
 
 // settled ends an entry with so many proposals, which are answered next: who is back at once must not be

@@ -46,7 +46,7 @@ func newLane(t *TCP, to string, ln Lane) *lane {
 // call is a request of ours under way. A call is finished once, by whoever
 // takes it out of lane.pending.
 type call struct {
-	// done is told of the end of a Go, unless timer ends it.
+	// done is told of the end of a Go; timer ends it at its deadline.
 	done  func([]byte, error)
 	timer *time.Timer
 	// wake is sent to at the end of a Call, which reuses it; then resp and err are set.
