@@ -486,8 +486,15 @@ func (n *Node) stepRemoval(ctx context.Context, st *store.Store, m sharding.Map,
 		if gone.Voter && alive < sharding.Majority(voters) {
 			continue
 		}
-		n.log.Info("removing replica", "shard", st.Shard(), "replica", gone.Replica)
-		return true, st.Remove(ctx, gone.Replica)
+		err := st.Remove(ctx, gone.Replica)
+		if transport.CodeOf(err) == transport.CodeBusy { // one that stays lags: next time
+			n.log.Debug("replica not removed yet", "shard", st.Shard(), "replica", gone.Replica, "err", err)
+			return true, nil
+		}
+		if err == nil {
+			n.log.Info("removed replica", "shard", st.Shard(), "replica", gone.Replica)
+		}
+		return true, err
 	}
 	return false, nil
 }
