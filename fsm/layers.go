@@ -29,7 +29,7 @@ type layer struct {
 
 // rowCost is what a row takes beside its key and its value: the row, the
 // key's header, and the room that is free in a node of the tree.
-const rowCost = 130
+const rowCost = 165
 
 func newLayer() *layer {
 	l := &layer{}
@@ -79,12 +79,10 @@ func (l *layers) get(tree int, key []byte) (row, bool) {
 
 // put sets a row, with copies of key and value; old is what get returned for the key.
 func (l *layers) put(tree int, key, value []byte, deadline int64, changed uint64, old row) {
-	// One piece of memory for both: they come and go together.
-	buf := make([]byte, len(key)+len(value))
-	copy(buf, key)
-	copy(buf[len(key):], value)
-	r := row{value: buf[len(key):], deadline: deadline, changed: changed, below: old.below}
-	if was, ok := l.active.trees[tree].set(asString(buf[:len(key)]), r); ok {
+	own := make([]byte, len(value))
+	copy(own, value)
+	r := row{value: own, deadline: deadline, changed: changed, below: old.below}
+	if was, ok := l.active.trees[tree].set(asString(key), r); ok {
 		l.active.bytes += int64(len(value) - len(was.value))
 	} else {
 		l.active.bytes += int64(len(key) + len(value) + rowCost)
@@ -93,14 +91,14 @@ func (l *layers) put(tree int, key, value []byte, deadline int64, changed uint64
 
 // remove takes a key out; old is what get returned for it.
 func (l *layers) remove(tree int, key []byte, old row) {
-	t := l.active.trees[tree]
+	t := &l.active.trees[tree]
 	if !old.below {
 		if was, ok := t.delete(asString(key)); ok {
 			l.active.bytes -= int64(len(key) + len(was.value) + rowCost)
 		}
 		return
 	}
-	if was, ok := t.set(string(key), row{dead: true, below: true}); ok {
+	if was, ok := t.set(asString(key), row{dead: true, below: true}); ok {
 		l.active.bytes -= int64(len(was.value))
 	} else {
 		l.active.bytes += int64(len(key) + rowCost)
