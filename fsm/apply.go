@@ -39,7 +39,7 @@ type applier struct {
 	sess   *sessions
 
 	// What changed since the last checkpoint froze the state.
-	dirty      map[uint16]bool // slots whose counts did
+	dirty      slotSet // slots whose counts did
 	initIsNew  bool
 	sessFrozen uint64 // sessions used up to here were frozen
 
@@ -241,7 +241,7 @@ func (a *applier) remove(slot uint16, key []byte, old entry) {
 func (a *applier) count(slot uint16, records, bytes int64) {
 	a.counts.at(slot).add(records, bytes)
 	a.total.add(records, bytes)
-	a.dirty[slot] = true
+	a.dirty.add(slot)
 }
 
 func (a *applier) ttlKey(deadline int64, slot uint16, key []byte) []byte {
@@ -445,7 +445,7 @@ func (f *FSM) load(gen *generation) (_ *state, _ []recordChange, err error) {
 	a := &f.ap
 	*a = applier{
 		f: f, layers: layers{active: newLayer(), file: file}, index: h.applied, term: h.term, clock: h.clock, revision: h.revision,
-		total: h.total, counts: counts, sess: sess, sessFrozen: sess.used, dirty: map[uint16]bool{}, keyBuf: a.keyBuf, ttlBuf: a.ttlBuf,
+		total: h.total, counts: counts, sess: sess, sessFrozen: sess.used, keyBuf: a.keyBuf, ttlBuf: a.ttlBuf,
 	}
 	a.setInit(h.init)
 	a.findDeadline() // from 0 on

@@ -120,15 +120,15 @@ func (f *FSM) freeze() (*frozen, error) {
 	}
 	fz := &frozen{
 		gen: f.gen, layer: a.layers.active, head: a.header(),
-		counts: make(map[uint16]slotCount, len(a.dirty)), sessions: map[uint64][]byte{},
+		counts: map[uint16]slotCount{}, sessions: map[uint64][]byte{},
 	}
 	if a.initIsNew {
 		fz.init, a.initIsNew = a.init.Encode(), false
 	}
-	for slot := range a.dirty {
+	for slot := range a.dirty.all {
 		fz.counts[slot] = a.counts.get(slot)
 	}
-	clear(a.dirty)
+	clear(a.dirty[:])
 	for s := a.sess.newest; s != nil && s.used > a.sessFrozen; s = s.older {
 		if s.changed {
 			fz.sessions[s.id], s.changed = s.encode(nil), false

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -190,5 +191,22 @@ func TestInit(t *testing.T) {
 	}
 	if got := m.one(set("a", "1")); got != "OK" {
 		t.Error(got)
+	}
+}
+
+// TestSlotSet has slots added and listed, once each and in order.
+func TestSlotSet(t *testing.T) {
+	var s slotSet
+	for _, slot := range []uint16{16383, 0, 64, 63, 64, 8191} {
+		s.add(slot)
+	}
+	if got, want := slices.Collect(s.all), []uint16{0, 63, 64, 8191, 16383}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for slot := range s.all {
+		if slot != 0 {
+			t.Fatalf("went on to %d after the end", slot)
+		}
+		break
 	}
 }

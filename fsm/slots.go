@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/abacusdb/abacus/fsm/command"
 )
@@ -82,4 +83,20 @@ func (t *slotTable) next(from int) (slot uint16, c slotCount, ok bool) {
 		i++
 	}
 	return 0, slotCount{}, false
+}
+
+// slotSet is some of the slots. A put adds one, so it is no map.
+type slotSet [command.Slots / 64]uint64
+
+func (s *slotSet) add(slot uint16) { s[slot/64] |= 1 << (slot % 64) }
+
+// all goes through the set in order.
+func (s *slotSet) all(yield func(slot uint16) bool) {
+	for i, word := range s {
+		for ; word != 0; word &= word - 1 {
+			if !yield(uint16(i*64 + bits.TrailingZeros64(word))) {
+				return
+			}
+		}
+	}
 }

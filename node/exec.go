@@ -177,7 +177,7 @@ const harmlessTry = time.Second
 // happened if the attempt is harmless to repeat.
 func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bool, attempt func(ctx context.Context, leader sharding.NodeID, st *store.Store) error) error {
 	var hint sharding.NodeID // who the last one that we asked said it is
-	var last error = transport.Errorf(transport.CodeTimeout, "shard %d has no leader", shard)
+	var last error           // nil: no leader was known
 	for {
 		leader := hint
 		if leader == "" {
@@ -190,7 +190,7 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 				st = n.host.get(shard)
 			}
 			actx, cancel := ctx, context.CancelFunc(func() {})
-			if harmless { // a paused leader must not hold a read until its deadline
+			if harmless && st == nil { // a paused leader must not hold a read until its deadline
 				actx, cancel = context.WithTimeout(ctx, harmlessTry)
 			}
 			err := attempt(actx, leader, st)
@@ -231,6 +231,9 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 		}
 		t.Stop()
 		break
+	}
+	if last == nil {
+		return transport.Errorf(transport.CodeTimeout, "shard %d has no leader", shard)
 	}
 	if harmless || transport.Certain(last) {
 		return transport.Errorf(transport.CodeTimeout, "shard %d: no answer from a leader in time (%v)", shard, last)

@@ -96,7 +96,8 @@ type confirms struct {
 	net    *Net
 	ctx    context.Context // ends with close
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // start
+	wake   chan struct{}  // has start run
+	wg     sync.WaitGroup // run
 
 	mu      sync.Mutex // let go of by unlock
 	out     []*message // made meanwhile, not sent yet
@@ -144,9 +145,22 @@ type confirmPeer struct {
 }
 
 func newConfirms(n *Net) *confirms {
-	c := &confirms{net: n, id: rand.Uint64(), peers: make(map[string]*confirmPeer), shards: make(map[*leadership]*rounds)}
+	c := &confirms{net: n, wake: make(chan struct{}, 1), id: rand.Uint64(), peers: make(map[string]*confirmPeer), shards: make(map[*leadership]*rounds)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.wg.Go(c.run)
 	return c
+}
+
+// run is a goroutine for start, and not a new one each time, whose stack would have to grow.
+func (c *confirms) run() {
+	for {
+		select {
+		case <-c.wake:
+			c.start()
+		case <-c.ctx.Done():
+			return
+		}
+	}
 }
 
 // close has answers ignored from now on. Reads that wait are not
@@ -218,7 +232,7 @@ func (c *confirms) join(l *leadership, term uint64) (*round, error) {
 func (c *confirms) startSoon() {
 	if !c.starting {
 		c.starting = true
-		c.wg.Go(c.start)
+		c.wake <- struct{}{} // start takes it before starting is false again
 	}
 }
 

@@ -11,6 +11,11 @@ import (
 // docs/decisions/0011-fail-stop.md has the measurement.
 const sparePs = 2
 
+// growth is how many percent of what is alive the heap grows by before the collector runs. What is alive is little, for the
+// state lies in files and recent rows, so the usual 100 runs it many times a second under load;
+// docs/decisions/0018-processor-time.md has the measurement.
+const growth = 300
+
 // Above so much for the process and for each replica, whose state in memory may have 32 MiB, the collector works
 // harder: what a checkpoint leaves would else double what the process has. A limit that what is alive comes
 // near to would cost more than it saves, so it grows with the replicas. docs/benchmarks.md has the measurement.
@@ -23,6 +28,9 @@ const (
 func tuneRuntime() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + sparePs)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(growth)
 	}
 	limitMemory(0)
 }

@@ -344,7 +344,11 @@ func (p *plan) exec(ctx context.Context) {
 		switch {
 		case len(g.cmds) == 0:
 		case i < len(p.groups)-1:
-			others.Go(func() { g.exec(ctx, p.c.srv.backend, p.c.reads()) })
+			others.Add(1)
+			p.c.srv.crew.do(func() {
+				defer others.Done()
+				g.exec(ctx, p.c.srv.backend, p.c.reads())
+			})
 		default:
 			g.exec(ctx, p.c.srv.backend, p.c.reads())
 		}

@@ -99,6 +99,7 @@ type Server struct {
 	replies  *semaphore.Weighted // bytes of answers not yet written
 	buffered atomic.Int64        // request bytes charged by connections (connReader)
 	stats    counters
+	crew     *crew // runs the shards' parts of pipelines
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -111,7 +112,7 @@ type Server struct {
 func NewServer(cfg Config, b Backend) *Server {
 	cfg.setDefaults()
 	s := &Server{cfg: cfg, backend: b, table: newTable(), conns: make(map[*conn]struct{}),
-		replies: semaphore.NewWeighted(cfg.MaxReplyBytes)}
+		replies: semaphore.NewWeighted(cfg.MaxReplyBytes), crew: newCrew()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.stopping, s.stop = context.WithCancel(s.ctx)
 	return s
@@ -203,7 +204,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	done := make(chan struct{})
-	go func() { s.wg.Wait(); close(done) }()
+	go func() { s.wg.Wait(); s.crew.close(); close(done) }()
 	select {
 	case <-done:
 		s.cancel()
