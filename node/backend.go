@@ -51,13 +51,13 @@ func (b backend) Router() *sharding.Router { return b.n.Router() }
 
 func (b backend) Self() sharding.NodeID { return b.n.cfg.ID }
 
-func (b backend) Leader(shard sharding.ShardID) sharding.NodeID { return b.n.leaderOf(shard) }
+func (b backend) Leader(shard sharding.ShardID) sharding.NodeID { return b.n.Leader(shard) }
 
 func (b backend) Leaders() front.Leaders {
 	m := b.n.Router().Map()
 	l := front.Leaders{Self: b.n.cfg.ID, Of: make(map[sharding.ShardID]sharding.NodeID, len(m.Shards)), Down: map[sharding.NodeID]bool{}}
 	for _, sh := range m.Shards {
-		l.Of[sh.ID] = b.n.leaderOf(sh.ID)
+		l.Of[sh.ID] = b.n.Leader(sh.ID)
 	}
 	for _, nd := range m.Nodes {
 		if nd.ID == b.n.cfg.ID {

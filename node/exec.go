@@ -181,7 +181,7 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 	for {
 		leader := hint
 		if leader == "" {
-			leader = n.leaderOf(shard)
+			leader = n.Leader(shard)
 		}
 		hint = ""
 		if leader != "" {
@@ -245,7 +245,7 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 func (n *Node) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
 	tick := time.NewTicker(leaderPoll)
 	defer tick.Stop()
-	for n.leaderOf(shard) == "" {
+	for n.Leader(shard) == "" {
 		select {
 		case <-ctx.Done():
 			return false
@@ -255,9 +255,9 @@ func (n *Node) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
 	return true
 }
 
-// leaderOf returns the node that leads a shard as far as is known here: what
+// Leader returns the node that leads a shard as far as is known here: what
 // our own replica's Raft says, or a peer's claim in a newer term.
-func (n *Node) leaderOf(shard sharding.ShardID) sharding.NodeID {
+func (n *Node) Leader(shard sharding.ShardID) sharding.NodeID {
 	claim, claimTerm := n.peers.claim(shard)
 	if st := n.host.get(shard); st != nil {
 		if leader, term := st.Leader(); leader != "" && term >= claimTerm {

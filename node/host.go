@@ -265,12 +265,15 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 	if st == nil {
 		return
 	}
+	n.tell()
 	var work sync.WaitGroup
 	defer work.Wait()
 	if shard == metaShard {
 		work.Go(func() { n.jobs.RunLeader(ctx) })
 	}
-	tick := time.NewTicker(memberEvery)
+	// All leaderships of a node look at the same moments: a wake-up each would be a good part of what an idle node does.
+	next := func() time.Duration { return memberEvery - time.Since(n.started)%memberEvery }
+	tick := time.NewTimer(next())
 	defer tick.Stop()
 	// Not in the first moments in office.
 	lastTransfer := time.Now().Add(n.stays.begin(shard, time.Now()) - transferEvery)
@@ -279,6 +282,7 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(next())
 		}
 		if n.stopping.Load() {
 			continue

@@ -94,7 +94,7 @@ func (e jobEnv) Shards() (list []uint32) {
 }
 
 func (e jobEnv) CallLeader(ctx context.Context, shard uint32, m transport.Method, req []byte) ([]byte, error) {
-	leader := e.n.leaderOf(shard)
+	leader := e.n.Leader(shard)
 	if leader == "" {
 		return nil, transport.Errorf(transport.CodeUnavailable, "shard %d has no leader that is known here", shard)
 	}

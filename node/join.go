@@ -200,7 +200,7 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 		return err
 	}
 	if req.Forwarded {
-		err = admit(ctx, n.leaderOf(metaShard), n.host.get(metaShard))
+		err = admit(ctx, n.Leader(metaShard), n.host.get(metaShard))
 		return answer, err
 	}
 	err = n.atLeader(ctx, metaShard, false, admit)

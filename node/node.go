@@ -72,6 +72,7 @@ type Node struct {
 	scrubbed, scrubs prometheus.Counter
 
 	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile
+	news       chan struct{} // capacity 1: see tell
 	stopping   atomic.Bool
 
 	ctx    context.Context // ends when Close begins to stop loops
@@ -102,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		cfg.Fatal = func(err error) { panic(err) }
 	}
 	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(cfg.OnReplicas), peers: newPeers(),
-		ready: newReadiness(), mapChanged: make(chan struct{}, 1), failed: make(chan error, 1), turn: make(chan struct{}, 1)}
+		ready: newReadiness(), mapChanged: make(chan struct{}, 1), news: make(chan struct{}, 1), failed: make(chan error, 1), turn: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.router.Store(sharding.NewRouter(sharding.Map{}))
 	n.initMetrics()
@@ -232,6 +233,7 @@ func (n *Node) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.StopTimeout*9/10)
 		defer cancel()
 		n.stopping.Store(true) // not ready any more; peers do not hand us leaderships
+		n.tell()
 		// Leaderships first, while clients are still served: their commands are
 		// forwarded to the new leaders and nobody sees an error.
 		n.handOver(ctx)

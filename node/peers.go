@@ -14,11 +14,11 @@ import (
 )
 
 // Peers find out about each other by exchange: of any two nodes one asks the other,
-// four times a second, and tells what it holds and leads and which shard map it has, and is told
+// twice a second and whenever it has news, and tells what it holds and leads and which shard map it has, and is told
 // the same. Whoever has the older map fetches the newer. No node is special.
 
 const (
-	exchangeEvery   = 250 * time.Millisecond
+	exchangeEvery   = 500 * time.Millisecond
 	exchangeTimeout = time.Second
 	// aliveFor is how long after its last word a peer counts as alive.
 	aliveFor = 1500 * time.Millisecond
@@ -89,6 +89,7 @@ type peer struct {
 	status peerStatus
 	heard  time.Time // monotonic
 	asking bool      // an exchange is under way
+	again  bool      // there was news meanwhile
 }
 
 func newPeers() *peers { return &peers{table: map[sharding.NodeID]peer{}} }
@@ -151,13 +152,18 @@ func (p *peers) sayRemoved(s store.Status) bool {
 	return false
 }
 
-// start claims the right to ask a peer: one exchange at a time each, and none with one that has just asked
-// us and has no newer map than ours.
-func (p *peers) start(id sharding.NodeID, epoch uint64) bool {
+// start claims the right to ask a peer: one exchange at a time each, and, unless we have news, none with one
+// that has just asked us and has no newer map than ours.
+func (p *peers) start(id sharding.NodeID, epoch uint64, news bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.table[id]
-	if e.asking || time.Since(e.heard) < exchangeEvery*3/4 && e.status.Epoch <= epoch {
+	if e.asking {
+		e.again = e.again || news
+		p.table[id] = e
+		return false
+	}
+	if !news && time.Since(e.heard) < exchangeEvery*3/4 && e.status.Epoch <= epoch {
 		return false
 	}
 	e.asking = true
@@ -165,12 +171,15 @@ func (p *peers) start(id sharding.NodeID, epoch uint64) bool {
 	return true
 }
 
-func (p *peers) finish(id sharding.NodeID) {
+// finish ends an exchange, or says that there has to be another one.
+func (p *peers) finish(id sharding.NodeID) (again bool) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	e := p.table[id]
-	e.asking = false
+	again = e.again
+	e.asking, e.again = again, false
 	p.table[id] = e
-	p.mu.Unlock()
+	return again
 }
 
 // runExchange is the peer-to-peer loop.
@@ -179,22 +188,35 @@ func (n *Node) runExchange(ctx context.Context) error {
 	defer tick.Stop()
 	var calls sync.WaitGroup
 	defer calls.Wait()
+	news := false
 	for {
 		have := n.Router().Map()
 		for _, m := range have.Nodes {
-			if m.ID == n.cfg.ID || !n.peers.start(m.ID, have.Epoch) {
+			if m.ID == n.cfg.ID || !n.peers.start(m.ID, have.Epoch, news) {
 				continue
 			}
 			calls.Go(func() {
-				defer n.peers.finish(m.ID)
-				n.exchange(ctx, m.ID)
+				for again := true; again && ctx.Err() == nil; again = n.peers.finish(m.ID) {
+					n.exchange(ctx, m.ID)
+				}
 			})
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			news = false
+		case <-n.news:
+			news = true
 		}
+	}
+}
+
+// tell has the peers told our status soon.
+func (n *Node) tell() {
+	select {
+	case n.news <- struct{}{}:
+	default: // they will be
 	}
 }
 

@@ -14,9 +14,9 @@ func TestOneOfTwoAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers()
 		asks := func(epoch uint64) bool {
-			ok := p.start("b", epoch)
+			ok := p.start("b", epoch, false)
 			if ok {
-				if p.start("b", epoch) {
+				if p.start("b", epoch, false) {
 					t.Error("a second exchange began beside the first")
 				}
 				p.finish("b")
@@ -29,6 +29,17 @@ func TestOneOfTwoAsks(t *testing.T) {
 		p.hear(peerStatus{Node: "b", Epoch: 2})
 		if asks(2) {
 			t.Error("one that has just told all is asked")
+		}
+		if !p.start("b", 2, true) {
+			t.Error("one that has just told all is not told our news")
+		}
+		if p.finish("b") {
+			t.Error("told twice")
+		}
+		p.start("b", 1, false)
+		p.start("b", 1, true)
+		if !p.finish("b") || p.finish("b") {
+			t.Error("news during an exchange are not told in one more")
 		}
 		if !asks(1) {
 			t.Error("one that has a newer map is not asked")

@@ -15,7 +15,7 @@ import (
 
 // followerTry bounds a read by a follower's own state, before the leader is asked
 // to answer it. A follower of an idle shard hears only of the next message that an
-// entry is committed, up to a tenth of a second later: by then the leader has answered twice.
+// entry is committed, up to four tenths of a second later: by then the leader has answered twice.
 const followerTry = 30 * time.Millisecond
 
 // read answers commands that only read, as the reader has asked for, and tells the
@@ -70,7 +70,7 @@ func (n *Node) view(ctx context.Context, st *store.Store, how front.Reading) (*f
 // readIndex asks a shard's leader how far a state must be to show everything
 // acknowledged before the call. It asks once: a reader has others to turn to.
 func (n *Node) readIndex(ctx context.Context, shard sharding.ShardID) (uint64, error) {
-	leader := n.leaderOf(shard)
+	leader := n.Leader(shard)
 	switch leader {
 	case "":
 		return 0, transport.Errorf(transport.CodeUnavailable, "shard %d has no leader that is known here", shard)

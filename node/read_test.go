@@ -21,7 +21,7 @@ func keyLedBy(t *testing.T, n *Node, leader string) (key string, slot sharding.S
 	t.Helper()
 	for i := range 1000 {
 		key = fmt.Sprint("key", i)
-		if slot, shard = n.Router().Locate([]byte(key)); n.leaderOf(shard) == leader {
+		if slot, shard = n.Router().Locate([]byte(key)); n.Leader(shard) == leader {
 			return key, slot, shard
 		}
 	}

@@ -68,7 +68,7 @@ func (n *Node) probe(ctx context.Context) error {
 				return nil
 			})
 		default:
-			switch n.leaderOf(sh.ID) {
+			switch n.Leader(sh.ID) {
 			case "":
 				return fmt.Errorf("shard %d has no leader that is known here", sh.ID)
 			case n.cfg.ID: // elected, and its opening entry is not committed

@@ -218,7 +218,7 @@ func (n *Node) reseed(ctx context.Context, sh sharding.Shard, e repair) error {
 			peers = append(peers, r.Node)
 		}
 	}
-	leader := n.leaderOf(sh.ID)
+	leader := n.Leader(sh.ID)
 	if i := slices.Index(peers, leader); i > 0 {
 		peers = slices.Insert(slices.Delete(peers, i, i+1), 0, leader)
 	}
@@ -438,7 +438,7 @@ func inTouch(m store.Member) bool { return m.LastContact >= 0 && m.LastContact <
 
 // membersOf is the shard's Raft configuration as its leader tells it.
 func (n *Node) membersOf(shard sharding.ShardID) (leader sharding.NodeID, members []store.Member) {
-	leader = n.leaderOf(shard)
+	leader = n.Leader(shard)
 	if leader == n.cfg.ID {
 		if st := n.host.get(shard); st != nil && st.IsLeader() {
 			return leader, st.Status().Members

@@ -162,7 +162,7 @@ func notDone(c command.Code) bool {
 // led here, or whose leader is known.
 func (n *Node) OpenSession(ctx context.Context, key []byte) (id uint64, err error) {
 	if len(key) > 0 {
-		if _, shard := n.Router().Locate(key); shard != sharding.NoShard && n.leaderOf(shard) != "" {
+		if _, shard := n.Router().Locate(key); shard != sharding.NoShard && n.Leader(shard) != "" {
 			soon, cancel := context.WithTimeout(ctx, openHere)
 			id, err := n.openSession(soon, shard)
 			cancel()
@@ -198,7 +198,7 @@ func (n *Node) openingShard() sharding.ShardID {
 	turn := int(n.opening.Add(1)) // sessions spread over the shards
 	for i := range shards {
 		id := shards[(i+turn)%len(shards)].ID
-		switch n.leaderOf(id) {
+		switch n.Leader(id) {
 		case n.cfg.ID:
 			led = id
 		case "":

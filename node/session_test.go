@@ -209,7 +209,7 @@ func TestLostAnswersCountOnce(t *testing.T) {
 	var shard sharding.ShardID
 	until(t, "a leader at the other end", func() error {
 		for _, s := range n1.Router().Map().Shards {
-			if n1.leaderOf(s.ID) == "n2" {
+			if n1.Leader(s.ID) == "n2" {
 				shard = s.ID
 				return nil
 			}

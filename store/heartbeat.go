@@ -17,8 +17,8 @@ import (
 // heartbeat holds up no other's, and is asked once more by a message of its own.
 
 const (
-	// beatFraction gives the least time between two messages with heartbeats to one peer, as a fraction of the heartbeat
-	// time-out: as much later than raft wants, one may be.
+	// beatFraction gives the least time between two moments at which messages with heartbeats go to the peers, as a
+	// fraction of the heartbeat time-out: as much later than raft wants, one may be.
 	beatFraction = 20
 	// maxBeats bounds the heartbeats of one message.
 	maxBeats = 1024
@@ -37,15 +37,10 @@ func (p *peers) heartbeat(target raft.ServerAddress, frame []byte) ([]byte, erro
 type beats struct {
 	t transport.Transport
 
-	mu    sync.Mutex
-	peers map[raft.ServerAddress]*beatPeer
-}
-
-// beatPeer is the way to one node.
-type beatPeer struct {
-	waiting []*beat
-	sent    time.Time // when the last message was
-	armed   bool      // another is going to be
+	mu      sync.Mutex
+	waiting map[raft.ServerAddress][]*beat // by the node that they go to
+	sent    time.Time                      // when the last messages were
+	armed   bool                           // more are going to be
 }
 
 // beat is one heartbeat.
@@ -61,7 +56,7 @@ type beatAnswer struct {
 }
 
 func newBeats(t transport.Transport) *beats {
-	return &beats{t: t, peers: make(map[raft.ServerAddress]*beatPeer)}
+	return &beats{t: t, waiting: make(map[raft.ServerAddress][]*beat)}
 }
 
 // send sends a heartbeat, at once or soon, and waits for its answer, which is nil if a message of its own is needed.
@@ -79,41 +74,43 @@ func (b *beats) send(ctx context.Context, node raft.ServerAddress, frame []byte,
 func (b *beats) add(node raft.ServerAddress, e *beat, timeout time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := b.peers[node]
-	if p == nil {
-		p = &beatPeer{}
-		b.peers[node] = p
-	}
-	p.waiting = append(p.waiting, e)
-	if p.armed {
+	b.waiting[node] = append(b.waiting[node], e)
+	if b.armed {
 		return
 	}
-	wait := timeout/beatFraction - time.Since(p.sent)
+	wait := timeout/beatFraction - time.Since(b.sent)
 	if wait <= 0 {
-		b.flush(node, p, timeout)
+		b.flush(timeout)
 		return
 	}
-	p.armed = true
+	b.armed = true
 	time.AfterFunc(wait, func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		p.armed = false
-		b.flush(node, p, timeout)
+		b.armed = false
+		b.flush(timeout)
 	})
 }
 
-// flush sends what waits for a peer. The caller holds mu.
-func (b *beats) flush(node raft.ServerAddress, p *beatPeer, timeout time.Duration) {
-	p.sent = time.Now()
-	for len(p.waiting) > 0 {
-		n := min(len(p.waiting), maxBeats)
-		sent := p.waiting[:n:n]
-		p.waiting = p.waiting[n:]
+// flush sends what waits. The caller holds mu.
+func (b *beats) flush(timeout time.Duration) {
+	b.sent = time.Now()
+	for node, waiting := range b.waiting {
+		delete(b.waiting, node)
+		b.sendTo(node, waiting, timeout)
+	}
+}
+
+func (b *beats) sendTo(node raft.ServerAddress, waiting []*beat, timeout time.Duration) {
+	for len(waiting) > 0 {
+		n := min(len(waiting), maxBeats)
+		sent := waiting[:n:n]
+		waiting = waiting[n:]
 		frames := make([][]byte, n)
 		for i, e := range sent {
 			frames[i] = e.frame
 		}
-		b.t.Go(string(node), transport.LaneControl, transport.MethodHeartbeats, encodeFrames(frames), p.sent.Add(timeout), func(resp []byte, err error) {
+		b.t.Go(string(node), transport.LaneControl, transport.MethodHeartbeats, encodeFrames(frames), b.sent.Add(timeout), func(resp []byte, err error) {
 			var answers [][]byte
 			if err == nil {
 				if answers, err = decodeFrames(resp); err == nil && len(answers) != len(sent) {
@@ -129,7 +126,6 @@ func (b *beats) flush(node raft.ServerAddress, p *beatPeer, timeout time.Duratio
 			}
 		})
 	}
-	p.waiting = nil
 }
 
 // onHeartbeats answers heartbeats, those that can be answered at once. It runs on the link's reading loop.

@@ -94,9 +94,10 @@ type Timing struct {
 }
 
 // DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync,
-// but for a longer lease: docs/decisions/0011-fail-stop.md has the measurement.
+// but for a longer lease (docs/decisions/0011-fail-stop.md has the measurement), and for a quarter of the
+// wake-ups of an idle shard to tell followers what they know (0018-processor-time.md).
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 50 * time.Millisecond, Stuck: 3 * time.Second}
+	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 200 * time.Millisecond, Stuck: 3 * time.Second}
 }
 
 // Snapshots says when the log is cut and what is left of it. Entries are batches
