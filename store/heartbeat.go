@@ -41,6 +41,17 @@ type beats struct {
 	waiting map[raft.ServerAddress][]*beat // by the node that they go to
 	sent    time.Time                      // when the last messages were
 	armed   bool                           // more are going to be
+	stats   HeartbeatStats
+}
+
+// HeartbeatStats count what the leaders of a node sent since its start.
+type HeartbeatStats struct{ Heartbeats, Messages uint64 }
+
+// HeartbeatStats may be called at any time.
+func (n *Net) HeartbeatStats() HeartbeatStats {
+	n.beats.mu.Lock()
+	defer n.beats.mu.Unlock()
+	return n.beats.stats
 }
 
 // beat is one heartbeat.
@@ -106,6 +117,8 @@ func (b *beats) sendTo(node raft.ServerAddress, waiting []*beat, timeout time.Du
 		n := min(len(waiting), maxBeats)
 		sent := waiting[:n:n]
 		waiting = waiting[n:]
+		b.stats.Messages++
+		b.stats.Heartbeats += uint64(n)
 		frames := make([][]byte, n)
 		for i, e := range sent {
 			frames[i] = e.frame

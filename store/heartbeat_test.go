@@ -84,6 +84,9 @@ func TestHeartbeatsTravelTogether(t *testing.T) {
 		if beats != shards*each || len(net.sent) > 2*beatFraction {
 			t.Errorf("%d heartbeats in %d messages", beats, len(net.sent))
 		}
+		if want := (HeartbeatStats{uint64(beats) + 1, uint64(len(net.sent)) + 1}); b.stats != want {
+			t.Errorf("counted %+v, want %+v", b.stats, want)
+		}
 
 		time.Sleep(timeout)
 		net.answer = func([][]byte) ([][]byte, error) { return nil, errNotSent }

@@ -40,6 +40,25 @@ type pacer struct {
 
 	timer *time.Timer
 	armed time.Time // what timer is set to
+	stats RoundStats
+}
+
+// RoundStats count the rounds of a node's leaders since its start.
+type RoundStats struct {
+	Rounds  uint64
+	Entries uint64 // that they were opened for
+	// Beside are rounds that were opened beside an older one, which took too long; Short, those that had waited
+	// for proposals in vain.
+	Beside, Short uint64
+}
+
+// RoundStats may be called at any time.
+func (n *Net) RoundStats() RoundStats { return n.pacer.counted() }
+
+func (p *pacer) counted() RoundStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats
 }
 
 // turn is the place of one leadership in its node's rounds.
@@ -155,6 +174,14 @@ func (p *pacer) act(now time.Time) {
 	clear(p.waiting[len(keep):])
 	p.waiting = keep
 	if granted > 0 {
+		p.stats.Rounds++
+		p.stats.Entries += uint64(granted)
+		switch {
+		case p.flying > 0:
+			p.stats.Beside++
+		case p.count < p.most:
+			p.stats.Short++
+		}
 		p.opened, p.flying, p.unanswered, p.most = now, granted, 0, p.count
 	}
 }

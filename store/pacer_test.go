@@ -94,6 +94,9 @@ func TestPacerTogether(t *testing.T) {
 		if waited := time.Since(ended); waited != gatherTime || a.granted.Load() != b.p.round {
 			t.Errorf("went after %v", waited)
 		}
+		if got, want := a.p.counted(), (RoundStats{Rounds: 3, Entries: 4, Short: 1}); got != want {
+			t.Errorf("counted %+v, want %+v", got, want)
+		}
 	})
 }
 
@@ -112,6 +115,9 @@ func TestPacerSlow(t *testing.T) {
 		<-quick.wake
 		if waited := time.Since(began); waited != roundTime {
 			t.Errorf("the other shard waited for %v", waited)
+		}
+		if got, want := slow.p.counted(), (RoundStats{Rounds: 2, Entries: 2, Beside: 1}); got != want {
+			t.Errorf("counted %+v, want %+v", got, want)
 		}
 		quick.wake <- struct{}{}
 		quick.goes()
