@@ -27,8 +27,8 @@ type layer struct {
 	bytes int64
 }
 
-// rowCost is what a row takes beside its key and its value: the row, the
-// key's header, and the room that is free in a node of the tree.
+// rowCost is what a row takes beside its key and its value: the row, the key's header, a place in the map and
+// one in the tree, each with the room that is free there. Measured: 145 to 170.
 const rowCost = 165
 
 func newLayer() *layer {

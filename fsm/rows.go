@@ -27,7 +27,8 @@ type stored struct {
 }
 
 // item is a place in the tree. The beginning of its key is with it: a search compares some ten items in every node, and would
-// have to wait for the memory of each. A key begins with its slot, so that few begin alike.
+// have to wait for the memory of each. A key begins with its slot, so that few
+// begin alike, but for those of one {tag}.
 type item struct {
 	prefix uint64
 	*stored
@@ -51,9 +52,6 @@ func before(a, b item) bool {
 	return a.key < b.key
 }
 
-// place is where a key is, or would be.
-func place(key string) item { return item{prefixOf(key), &stored{key: key}} }
-
 // prefixOf is the order of keys as far as eight bytes tell it: a key that ends before has zeros there.
 func prefixOf(key string) uint64 {
 	if len(key) >= 8 {
@@ -74,7 +72,7 @@ func (r *rows) copy() rows {
 
 func (r *rows) get(key string) (row, bool) {
 	if r.byKey == nil {
-		if e, ok := r.tree.Get(place(key)); ok {
+		if e, ok := r.tree.Get(item{prefixOf(key), &stored{key: key}}); ok {
 			return e.row, true
 		}
 		return row{}, false
@@ -122,13 +120,19 @@ func (r *rows) walk(fn func(key string, row row) bool) {
 }
 
 // rowsCursor walks rows.
-type rowsCursor struct{ it btree.IterG[item] }
+type rowsCursor struct {
+	it    btree.IterG[item]
+	probe stored // what is sought
+}
 
-func (r *rows) cursor() rowsCursor { return rowsCursor{r.tree.Iter()} }
+func (r *rows) cursor() rowsCursor { return rowsCursor{it: r.tree.Iter()} }
 
 // seek goes to the first key at or after one.
 func (c *rowsCursor) seek(key string) bool {
-	return c.it.Seek(place(key))
+	c.probe.key = key
+	ok := c.it.Seek(item{prefixOf(key), &c.probe})
+	c.probe.key = "" // the caller's
+	return ok
 }
 
 func (c *rowsCursor) next() bool  { return c.it.Next() }

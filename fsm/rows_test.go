@@ -43,6 +43,12 @@ func TestRowsModel(t *testing.T) {
 		if !slices.Equal(got, want) || s.rows.len() != len(want) {
 			t.Fatalf("%d rows %q, want %d %q", s.rows.len(), got, len(want), want)
 		}
+		for _, k := range keys[:50] {
+			changed, had := s.model[k]
+			if r, ok := s.rows.get(k); ok != had || r.changed != changed {
+				t.Fatalf("get %q: %v, %t, want %v, %t", k, r.changed, ok, changed, had)
+			}
+		}
 		from := keys[rng.IntN(len(keys))]
 		c := s.rows.cursor()
 		i := sort.SearchStrings(want, from)
@@ -63,7 +69,10 @@ func TestRowsModel(t *testing.T) {
 		was, had := now.model[key]
 		switch rng.IntN(5) {
 		case 0, 1:
-			if old, ok := now.rows.set(key, row{changed: step}); ok != had || ok && old.changed != was {
+			own := []byte(key)
+			old, ok := now.rows.set(asString(own), row{changed: step})
+			clear(own) // it is the caller's
+			if ok != had || ok && old.changed != was {
 				t.Fatalf("set %q replaced %v, %t", key, old.changed, ok)
 			}
 			now.model[key] = step

@@ -14,7 +14,7 @@ const (
 	// reserve is what --min-free-disk is by default, but for a small file system, of
 	// which it is reservePercent. It is what the log and one checkpoint may still need
 	// when nothing is let in any more: a checkpoint of 8 MiB of small rows can dirty as many
-	// pages as 256 MiB of file. One is written at a time.
+	// pages as 200 MiB of file. One is written at a time.
 	reserve        = 256 << 20
 	reservePercent = 5
 )

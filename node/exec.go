@@ -83,6 +83,11 @@ func answers(cmd *command.Command) int {
 }
 
 func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
+	if st := n.host.get(shard); st != nil && prompt(st, cmds) {
+		if results, index, err = st.Read(ctx, cmds); err == nil {
+			return results, index, nil
+		}
+	}
 	var req []byte // encoded once, and only if it has to travel
 	unsure := false
 	err = n.atLeader(ctx, shard, repeatable(cmds), func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
@@ -190,7 +195,7 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 				st = n.host.get(shard)
 			}
 			actx, cancel := ctx, context.CancelFunc(func() {})
-			if harmless && st == nil { // a paused leader must not hold a read until its deadline
+			if harmless { // a paused leader must not hold it until its deadline
 				actx, cancel = context.WithTimeout(ctx, harmlessTry)
 			}
 			err := attempt(actx, leader, st)
@@ -239,6 +244,17 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 		return transport.Errorf(transport.CodeTimeout, "shard %d: no answer from a leader in time (%v)", shard, last)
 	}
 	return last
+}
+
+// prompt says whether our own replica answers without waiting for anything but other voters. Such a wait ends with the
+// leadership, so it needs no bound of its own.
+func prompt(st *store.Store, cmds []command.Command) bool {
+	for i := range cmds {
+		if !cmds[i].Op.IsRead() || cmds[i].Op == command.OpTTL { // what tells time may have to go through the log
+			return false
+		}
+	}
+	return st.Prompt()
 }
 
 // AwaitLeader waits until it is known who leads a shard.

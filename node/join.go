@@ -395,6 +395,7 @@ func (n *Node) offerMap(m sharding.Map) {
 	}
 	n.log.Info("shard map", "epoch", m.Epoch, "nodes", len(m.Nodes))
 	n.noteMapChanged()
+	n.tell()
 }
 
 // noteMapChanged wakes runReconcile.

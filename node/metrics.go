@@ -66,7 +66,7 @@ var (
 	descRounds    = prometheus.NewDesc("abacus_read_rounds_total", "Rounds in which voters were asked, for one read or many.", nil, nil)
 	descAsked     = prometheus.NewDesc("abacus_read_messages_total", "Messages that asked voters, each for many rounds and shards.", nil, nil)
 	descUnheard   = prometheus.NewDesc("abacus_read_unanswered_total", "Questions to voters that had to be asked again.", nil, nil)
-	descTurns     = prometheus.NewDesc("abacus_write_rounds_total", "Rounds in which the leaders here proposed entries together.", nil, nil)
+	descPaced     = prometheus.NewDesc("abacus_write_rounds_total", "Rounds in which the leaders here proposed entries together.", nil, nil)
 	descEntries   = prometheus.NewDesc("abacus_write_round_entries_total", "Entries of these rounds.", nil, nil)
 	descBeside    = prometheus.NewDesc("abacus_write_rounds_beside_total", "Of these rounds, those opened beside an older one that took too long.", nil, nil)
 	descShort     = prometheus.NewDesc("abacus_write_rounds_short_total", "Of these rounds, those that had waited in vain for as many writes as the last.", nil, nil)
@@ -78,7 +78,7 @@ var (
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords, descRepeats,
 		descOverlay, descChecking, descChecks, descCheckKeys, descCommits, descRequests, descLogBytes, descCopied, descSegments, descLogDisk, descLogLive, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
-		descReads, descBusyReads, descRounds, descAsked, descUnheard, descTurns, descEntries, descBeside, descShort, descBeats, descBeatMsgs, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
+		descReads, descBusyReads, descRounds, descAsked, descUnheard, descPaced, descEntries, descBeside, descShort, descBeats, descBeatMsgs, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
 		ch <- d
 	}
 }
@@ -122,7 +122,7 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descAsked, reads.Messages)
 	count(descUnheard, reads.Unanswered)
 	rounds := c.n.net.RoundStats()
-	count(descTurns, rounds.Rounds)
+	count(descPaced, rounds.Rounds)
 	count(descEntries, rounds.Entries)
 	count(descBeside, rounds.Beside)
 	count(descShort, rounds.Short)

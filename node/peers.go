@@ -20,8 +20,10 @@ import (
 const (
 	exchangeEvery   = 500 * time.Millisecond
 	exchangeTimeout = time.Second
+	// newsGather is how long news gathers before it is told: leaderships often begin together.
+	newsGather = 10 * time.Millisecond
 	// aliveFor is how long after its last word a peer counts as alive.
-	aliveFor = 1500 * time.Millisecond
+	aliveFor = 2 * time.Second
 )
 
 // peerStatus is what nodes tell each other, as JSON: unknown fields are
@@ -208,6 +210,15 @@ func (n *Node) runExchange(ctx context.Context) error {
 			news = false
 		case <-n.news:
 			news = true
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(newsGather):
+			}
+			select { // what came meanwhile is told with it
+			case <-n.news:
+			default:
+			}
 		}
 	}
 }

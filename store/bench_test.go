@@ -78,8 +78,10 @@ func BenchmarkPropose(b *testing.B) {
 			log := slog.New(slog.NewTextHandler(io.Discard, nil))
 			tr := transporttest.NewNetwork().Join("n1")
 			defer tr.Close()
+			net := NewNet(tr, log)
+			defer net.Close()
 			s, err := Open(Config{
-				Shard: 3, Replica: "n1.1", Node: "n1", Dir: b.TempDir(), Net: NewNet(tr, log), Bootstrap: identity(), Timing: quick(), Log: log,
+				Shard: 3, Replica: "n1.1", Node: "n1", Dir: b.TempDir(), Net: net, Bootstrap: identity(), Timing: quick(), Log: log,
 			})
 			if err != nil {
 				b.Fatal(err)

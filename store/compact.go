@@ -11,7 +11,7 @@ import (
 // only and costs two syncs; what it bounds is the time of a start, which reads
 // all entries after it, and the size of the log.
 func (s *Store) runSnapshots() {
-	tick := time.NewTicker(s.cfg.Snapshots.Interval)
+	tick := time.NewTimer(s.untilLook())
 	defer tick.Stop()
 	var entries, bytes uint64 // appended in all, at the last snapshot
 	for {
@@ -19,12 +19,28 @@ func (s *Store) runSnapshots() {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(s.untilLook())
 		}
 		nowEntries, nowBytes := s.logs.appendedEntries.Load(), s.logs.appendedBytes.Load()
 		if s.snapshot(nowEntries-entries, nowBytes-bytes) {
 			entries, bytes = nowEntries, nowBytes
 		}
 	}
+}
+
+// lookPhases is how many moments in an interval a node's shards look at, each shard at the same one every time. Fewer than
+// shards, for each is a wake-up of an idle node; several, so that not all cut their logs at once.
+const lookPhases = 16
+
+// untilLook is how long it is until the shard's next moment.
+func (s *Store) untilLook() time.Duration {
+	every := s.cfg.Snapshots.Interval
+	phase := every / lookPhases * time.Duration(s.cfg.Shard%lookPhases)
+	wait := (phase - time.Since(s.cfg.Net.began)) % every
+	if wait <= 0 {
+		wait += every
+	}
+	return wait
 }
 
 // snapshot takes one if it is due; entries and bytes were appended since the last.

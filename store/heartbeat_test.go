@@ -14,21 +14,32 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
+// delivery is a heartbeat that came to a node.
+type delivery struct {
+	node  string
+	frame byte
+	at    time.Time
+}
+
 // bundles is a transport on which messages of heartbeats are answered by a function.
 type bundles struct {
 	transport.Transport
 	mu     sync.Mutex
 	sent   []int // how many heartbeats each had
+	got    []delivery
 	answer func(frames [][]byte) ([][]byte, error)
 }
 
-func (b *bundles) Go(_ string, lane transport.Lane, m transport.Method, req []byte, _ time.Time, done func([]byte, error)) {
+func (b *bundles) Go(node string, lane transport.Lane, m transport.Method, req []byte, _ time.Time, done func([]byte, error)) {
 	frames, err := decodeFrames(req)
 	if err != nil || lane != transport.LaneControl || m != transport.MethodHeartbeats {
 		panic("not heartbeats")
 	}
 	b.mu.Lock()
 	b.sent = append(b.sent, len(frames))
+	for _, f := range frames {
+		b.got = append(b.got, delivery{node, f[0], time.Now()})
+	}
 	b.mu.Unlock()
 	go func() {
 		answers, err := b.answer(frames)
@@ -106,6 +117,38 @@ func TestHeartbeatsTravelTogether(t *testing.T) {
 			t.Errorf("a replica that stops: %v", err)
 		}
 		time.Sleep(time.Hour) // the bubble ends with all its goroutines
+	})
+}
+
+// TestHeartbeatsToSeveralPeers shows that each peer gets its own heartbeats, all at the same moments.
+func TestHeartbeatsToSeveralPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := &bundles{answer: func(frames [][]byte) ([][]byte, error) { return frames, nil }}
+		b := newBeats(net)
+		const timeout = time.Second
+		var wg sync.WaitGroup
+		for shard := range byte(20) {
+			for i, node := range []raft.ServerAddress{"n1", "n2", "n3"} {
+				wg.Go(func() {
+					time.Sleep(time.Duration(shard)*time.Millisecond + time.Duration(i)*100*time.Microsecond)
+					frame := []byte{shard*3 + byte(i)}
+					if got, err := b.send(t.Context(), node, frame, timeout); err != nil || !bytes.Equal(got, frame) {
+						t.Errorf("heartbeat %d to %s: %q, %v", frame[0], node, got, err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		moments := map[time.Time]bool{}
+		for _, d := range net.got {
+			if want := []string{"n1", "n2", "n3"}[d.frame%3]; d.node != want {
+				t.Errorf("heartbeat %d went to %s, want %s", d.frame, d.node, want)
+			}
+			moments[d.at] = true
+		}
+		if len(net.got) != 60 || len(moments) != 2 || len(net.sent) != 4 {
+			t.Errorf("%d heartbeats in %d messages at %d moments, want 60, 4 and 2", len(net.got), len(net.sent), len(moments))
+		}
 	})
 }
 

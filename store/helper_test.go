@@ -234,6 +234,7 @@ func (n *node) open() error {
 	n.net = cfg.Net
 	s, err := Open(cfg)
 	if err != nil {
+		cfg.Net.Close()
 		n.tr.Close()
 		return err
 	}

@@ -35,8 +35,9 @@ type pacer struct {
 	unanswered int
 	// most is how many proposals were unanswered at one time since it was opened, in it or waiting.
 	most int
-	// until when, after the end of a round, as many are waited for.
-	until time.Time
+	// until when, after the end of a round, as many are waited for, and whether any did wait.
+	until  time.Time
+	waited bool
 
 	timer *time.Timer
 	armed time.Time // what timer is set to
@@ -48,7 +49,7 @@ type RoundStats struct {
 	Rounds  uint64
 	Entries uint64 // that they were opened for
 	// Beside are rounds that were opened beside an older one, which took too long; Short, those that had waited
-	// for proposals in vain.
+	// in vain for as many proposals as the last.
 	Beside, Short uint64
 }
 
@@ -141,6 +142,7 @@ func (t *turn) done(round uint64, n int) {
 func (p *pacer) act(now time.Time) {
 	open, at := p.next(now)
 	if !open {
+		p.waited = p.waited || p.count > 0 && p.flying == 0
 		if !at.IsZero() && !at.Equal(p.armed) {
 			p.armed = at
 			if p.timer == nil {
@@ -179,9 +181,10 @@ func (p *pacer) act(now time.Time) {
 		switch {
 		case p.flying > 0:
 			p.stats.Beside++
-		case p.count < p.most:
+		case p.waited && p.count < p.most:
 			p.stats.Short++
 		}
+		p.waited = false
 		p.opened, p.flying, p.unanswered, p.most = now, granted, 0, p.count
 	}
 }

@@ -106,6 +106,13 @@ func (s *Store) Read(ctx context.Context, cmds []command.Command) ([]command.Res
 	return results, index, err
 }
 
+// Prompt says whether a read that begins now waits for the other voters only: this replica leads, and has applied
+// all that is committed.
+func (s *Store) Prompt() bool {
+	l := s.lead.Load()
+	return l != nil && l.isReady() && s.fsm.Applied() >= l.in.raft.CommitIndex()
+}
+
 // ReadAt is Read on any replica, with an index that the leader's ReadIndex
 // returned after the caller's read began. How long a key has yet to live only the
 // leader can tell: then the error is CodeNotLeader.

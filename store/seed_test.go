@@ -30,6 +30,7 @@ func (n *node) reseed(peer string) error {
 	defer n.tr.Close()
 	cfg := n.config()
 	cfg.Net = NewNet(n.tr, cfg.Log)
+	defer cfg.Net.Close()
 	return Reseed(bg(n.c.t), cfg, "test", peer)
 }
 

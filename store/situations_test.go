@@ -23,7 +23,7 @@ import (
 // runs the same scenarios with the protection taken out, and wants that error.
 
 // situation runs f on a cluster in virtual time and returns f's error. Timing is
-// the product's: a leader keeps its office for half a second after it was cut off.
+// the product's: a leader keeps its office for a second after it was cut off.
 func situation(t *testing.T, size int, edit func(*node, *Config), f func(t *testing.T, c *cluster) error) (err error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -164,10 +164,10 @@ func oldAcknowledgement(t *testing.T) error {
 	return situation(t, 3, nil, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
 		c.net.CutBoth(l.id, fs[1].id)
-		// Short enough that the leader, who hears of a follower every 50 to 100 ms, does not
-		// step down before the first delayed one, 500 ms after the last one that was not.
-		c.net.Delay(fs[0].id, l.id, 250*time.Millisecond)
-		time.Sleep(200 * time.Millisecond)
+		// Long enough that one is under way, for a heartbeat goes every 100 to 250 ms; short enough that the
+		// leader does not step down before it arrives, 700 ms after the last one that was not delayed.
+		c.net.Delay(fs[0].id, l.id, 350*time.Millisecond)
+		time.Sleep(300 * time.Millisecond)
 		c.net.Cut(l.id, fs[0].id)
 		fs[0].kill()
 		fs[0].start()

@@ -86,16 +86,16 @@ type Timing struct {
 	// hearing from it. No read and no write rests on it. When it is shorter, a leader that waits for
 	// a processor steps down before anybody asked for votes.
 	Lease time.Duration
-	// Commit is how often a leader tells idle followers the commit index. Default 50 ms.
+	// Commit is how often a leader tells idle followers the commit index, at least, and asks those again that
+	// a broken link has kept from answering. Default 200 ms.
 	Commit time.Duration
 	// Stuck is how long one write of the log or of the state may take before a
 	// leader stops to claim that it leads. Default 3 s.
 	Stuck time.Duration
 }
 
-// DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync,
-// but for a longer lease (docs/decisions/0011-fail-stop.md has the measurement), and for a quarter of the
-// wake-ups of an idle shard to tell followers what they know (0018-processor-time.md).
+// DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync, but for a longer
+// lease (docs/decisions/0011-fail-stop.md has the measurement) and a Commit four times as long (0018-processor-time.md).
 func DefaultTiming() Timing {
 	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 200 * time.Millisecond, Stuck: 3 * time.Second}
 }

@@ -28,8 +28,8 @@ const (
 	DefaultDiskTimeout = 10 * time.Second
 	// slowestDisk is how long a checkpoint or an install may take for each MiB of
 	// state, on top of the time-out. A checkpoint writes much more than it was given:
-	// a MiB of small rows is 8,000 of them, each in a page of its own at worst, 32 MiB
-	// of file. So this puts up with a disk that writes 16 MiB a second.
+	// a MiB of small rows is 6,000 of them, each in a page of its own at worst, 25 MiB
+	// of file. So this puts up with a disk that writes 13 MiB a second.
 	slowestDisk = 2 * time.Second
 	// slowestApply times the time-out is what applying one batch may take. It waits for a
 	// disk only to read, and on a machine with more work than processors it is long

@@ -17,7 +17,7 @@ const sparePs = 2
 const growth = 300
 
 // Above so much for the process and for each replica, whose state in memory may have 32 MiB, the collector works
-// harder: what a checkpoint leaves would else double what the process has. A limit that what is alive comes
+// harder: what a checkpoint leaves would else stay with the process, four times over. A limit that what is alive comes
 // near to would cost more than it saves, so it grows with the replicas. docs/benchmarks.md has the measurement.
 const (
 	processMemory = 384 << 20

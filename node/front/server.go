@@ -249,6 +249,7 @@ type conn struct {
 	w       *resp.Writer
 	plan    plan
 	pace    pace
+	term    term
 	created time.Time
 	// reading is what READONLY and CLIENT CONSISTENCY have asked for.
 	reading Reading
@@ -298,6 +299,7 @@ func (c *conn) serve() {
 		}
 	}
 	c.endTx()
+	c.term.end()
 	c.in.release()
 }
 
@@ -306,6 +308,7 @@ func (c *conn) shrink() {
 	c.r.Shrink()
 	c.w.Shrink()
 	c.plan.init(c)
+	c.term.end()
 	c.in.shrunk.Store(true)
 }
 
