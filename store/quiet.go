@@ -12,7 +12,7 @@ import (
 
 // quietFraction of the heartbeat time-out is how old a follower's last answer may be. Its
 // heartbeats, ten in a time-out, go on, and what they find raft finds as late as this.
-const quietFraction = 4
+const quietFraction = 3
 
 // knows says whether a follower has told us, a moment ago and in this term, that it has all that a
 // request would tell it. A follower that was restarted tells a lower commit index again.

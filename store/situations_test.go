@@ -164,10 +164,10 @@ func oldAcknowledgement(t *testing.T) error {
 	return situation(t, 3, nil, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
 		c.net.CutBoth(l.id, fs[1].id)
-		// Long enough that one is under way, for a heartbeat goes every 100 to 250 ms; short enough that the
-		// leader does not step down before it arrives, 700 ms after the last one that was not delayed.
-		c.net.Delay(fs[0].id, l.id, 350*time.Millisecond)
-		time.Sleep(300 * time.Millisecond)
+		// Long enough that one is under way, for a heartbeat goes every 100 to 300 ms; short enough that the
+		// leader does not step down before it arrives, 750 ms after the last one that was not delayed.
+		c.net.Delay(fs[0].id, l.id, 450*time.Millisecond)
+		time.Sleep(400 * time.Millisecond)
 		c.net.Cut(l.id, fs[0].id)
 		fs[0].kill()
 		fs[0].start()
