@@ -42,10 +42,12 @@ test-tools: ## redis-cli, redis-benchmark and awk against real nodes, and all un
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(UNIT)
 	$(GO) test -tags tools -run '^TestTools' -timeout 9m -count=1 ./chaos/
 
-test-system: ## tests that need root: disks that freeze, fail, hang and fill under real nodes, power cuts
+test-system: ## tests that need root: disks that freeze, fail, hang and fill under real nodes, power cuts, networks that are cut
 	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems, and traces processes (sudo make test-system)" >&2; exit 1; }
 	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
-	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs; need strace strace
+	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs; need strace strace; \
+	  need ip iproute2; need nft nftables; need nsenter util-linux; need ping iputils-ping
+	$(GO) test -tags system -timeout 2m -count=1 -v ./chaos/lan/
 	$(GO) test -tags system -run '^TestSystem|^TestPowerCut' -timeout 15m -count=1 -v ./chaos/
 	$(GO) test -tags system,planted -run '^TestPlantedPowerCuts' -timeout 4m -count=1 -v ./chaos/
 
