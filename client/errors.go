@@ -84,6 +84,10 @@ func (e *ServerError) refused() bool {
 	return false
 }
 
+// lost says that the server does not find who would execute it. It may be cut off from the others, and not know for how
+// long: it tells its old routes, too. So another one is asked.
+func (e *ServerError) lost() bool { return e.Code == "CLUSTERDOWN" || e.Code == "TRYAGAIN" }
+
 func parseServerError(text string) *ServerError {
 	code, rest, _ := strings.Cut(text, " ")
 	if code == "" || strings.ToUpper(code) != code {

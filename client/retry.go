@@ -221,6 +221,7 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 	if s.err == nil {
 		s.err = s.conn.wait(ctx, s.f)
 	}
+	lost := false
 	for i, p := range s.calls {
 		p.attempts++
 		p.last = s.err
@@ -231,12 +232,15 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 		}
 		reply := s.f.replies[i]
 		if text, ok := replyError(reply); ok {
-			p.last = parseServerError(text)
+			server := parseServerError(text)
+			if p.last = server; server.lost() {
+				p.avoid, lost = s.lane.addr, true
+			}
 			continue
 		}
 		p.out.Reply = reply
 	}
-	if s.err != nil {
+	if s.err != nil || lost {
 		c.seeds.bad(s.lane.addr)
 		c.refreshSoon()
 	}

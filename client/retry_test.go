@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -248,6 +249,54 @@ func TestFallsBackToForwarding(t *testing.T) {
 	for i := range 20 {
 		if err := cl.Put(t.Context(), fmt.Sprint("k", i), nil); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A node that is cut off from the others answers all the same, that it finds no leader, and tells routes in which it leads, or
+// nobody does: others are asked, who know better.
+func TestNodeCutOffIsLeft(t *testing.T) {
+	for name, believes := range map[string]bool{"believes that it leads": true, "knows no leader": false} {
+		for _, routing := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, routing %t", name, routing), func(t *testing.T) {
+				t.Parallel()
+				c := clienttest.New(t, 3)
+				apart := c.Nodes[0]
+				c.SetLeader(2)
+				host, port, err := net.SplitHostPort(apart.Cluster)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := strconv.Atoi(port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Hook(func(r *clienttest.Request) clienttest.Fate {
+					switch {
+					case r.Node != apart, r.Args[0] == "HELLO", r.Args[0] == "CLIENT":
+						return clienttest.Serve
+					case r.Args[0] != "CLUSTER":
+						r.Reply.Error("CLUSTERDOWN nothing was done, try again: the leader of shard 0 is not known")
+					case believes:
+						r.Reply.Array(1)
+						r.Reply.Array(3)
+						r.Reply.Int(0)
+						r.Reply.Int(16383)
+						r.Reply.Array(2)
+						r.Reply.BulkString(host)
+						r.Reply.Int(int64(n))
+					default:
+						r.Reply.Array(0)
+					}
+					return clienttest.Done
+				})
+				cl := open(t, c, func(cfg *client.Config) { cfg.NoRouting, cfg.Timeout = !routing, 5*time.Second })
+				for i := range 20 {
+					if err := cl.Put(t.Context(), fmt.Sprint("k", i), []byte("v")); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
 		}
 	}
 }

@@ -63,10 +63,24 @@ type Config struct {
 	// DataDir overrides where a node keeps its data (nil: Dir/n<n>), so that a
 	// test can give each node a file system of its own.
 	DataDir func(n int) string
+	// Host says where a node runs (nil: in this machine's own network, on 127.0.0.1). With it the ports are those of
+	// BasePort or of 7400, and nobody looks whether they are free.
+	Host func(n int) Host
 	// DieWithParent has the kernel kill the nodes when this process ends, however
 	// it ends. For tests; not where nodes shall outlive the command.
 	DieWithParent bool
 }
+
+// Host is a network that a node runs in.
+type Host struct {
+	// Addr is the address that the node listens on and is reached at.
+	Addr string `json:"addr"`
+	// Enter is put before the command line. The process has to stay the same.
+	Enter []string `json:"enter,omitempty"`
+}
+
+// hostsBase is the base port on hosts of their own.
+const hostsBase = 7400
 
 // state is what cluster.json holds.
 type state struct {
@@ -84,6 +98,7 @@ type state struct {
 type nodeState struct {
 	DataDir string   `json:"data_dir"`
 	Args    []string `json:"args,omitempty"`
+	Host    *Host    `json:"host,omitempty"`
 	// Pid and StartTime name the process: a process id alone may have been given
 	// to a stranger since. 0: none.
 	Pid       int    `json:"pid,omitempty"`
@@ -128,6 +143,9 @@ func Create(cfg Config) (*Cluster, error) {
 		return nil, fmt.Errorf("%s holds a cluster already", dir)
 	}
 	c := &Cluster{dir: dir, dieWithParent: cfg.DieWithParent}
+	if cfg.BasePort == 0 && cfg.Host != nil {
+		cfg.BasePort = hostsBase
+	}
 	if cfg.BasePort == 0 {
 		if cfg.BasePort, c.reserved, err = freeBasePort(cfg.Nodes); err != nil {
 			return nil, err
@@ -145,9 +163,14 @@ func Create(cfg Config) (*Cluster, error) {
 		if cfg.DataDir != nil {
 			data = cfg.DataDir(n)
 		}
-		c.fixed.Nodes = append(c.fixed.Nodes, nodeState{DataDir: data, Args: cfg.NodeArgs[n]})
+		ns := nodeState{DataDir: data, Args: cfg.NodeArgs[n]}
+		if cfg.Host != nil {
+			h := cfg.Host(n)
+			ns.Host = &h
+		}
+		c.fixed.Nodes = append(c.fixed.Nodes, ns)
 	}
-	if c.reserved == nil { // a base that we picked was free a moment ago
+	if c.reserved == nil && cfg.Host == nil { // a base that we picked was free a moment ago
 		if err := c.checkPorts(c.nodes); err != nil {
 			return nil, err
 		}
@@ -366,7 +389,9 @@ func portsFree(base, nodes int) error {
 	return nil
 }
 
-func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+func addr(port int) string { return addrOn("127.0.0.1", port) }
+
+func addrOn(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
 func statePath(dir string) string { return filepath.Join(dir, "cluster.json") }
 

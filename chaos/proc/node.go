@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,8 +34,11 @@ func (n *Node) ID() string { return "n" + strconv.Itoa(n.N) }
 
 // Addrs are where it listens.
 func (n *Node) Addrs() Addrs {
-	b := n.c.fixed.BasePort + n.N
-	return Addrs{Client: addr(b), Peer: addr(b + 100), HTTP: addr(b + 200), Cluster: addr(b + 300)}
+	b, host := n.c.fixed.BasePort+n.N, "127.0.0.1"
+	if h := n.c.fixed.Nodes[n.N-1].Host; h != nil {
+		host = h.Addr
+	}
+	return Addrs{Client: addrOn(host, b), Peer: addrOn(host, b+100), HTTP: addrOn(host, b+200), Cluster: addrOn(host, b+300)}
 }
 
 // DataDir is where it keeps its data.
@@ -43,7 +47,7 @@ func (n *Node) DataDir() string { return n.c.fixed.Nodes[n.N-1].DataDir }
 // LogPath is the file that its standard output and error go to, over all its runs.
 func (n *Node) LogPath() string { return filepath.Join(n.c.dir, n.ID()+".log") }
 
-// CommandLine is what Start runs, program first.
+// CommandLine is what Start runs, on the node's host if it has one, program first.
 func (n *Node) CommandLine() []string {
 	a := n.Addrs()
 	st := n.c.fixed
@@ -76,6 +80,9 @@ func (n *Node) Start() error {
 		// The process gets its own handle: nothing of ours stands between it and its log.
 		defer log.Close()
 		line := n.CommandLine()
+		if ns.Host != nil {
+			line = append(slices.Clone(ns.Host.Enter), line...)
+		}
 		cmd := exec.Command(line[0], line[1:]...)
 		cmd.Stdout, cmd.Stderr = log, log
 		// A group of its own, or Ctrl-C in the terminal would go to all nodes at
