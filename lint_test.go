@@ -55,7 +55,7 @@ var rules = []rule{
 		"it runs whole nodes from outside, as a client and as their network and disk; no program links it"},
 	{"bench", []string{"client", "compute/job", "sharding"}, []string{"github.com/HdrHistogram/hdrhistogram-go"}, "a load program sees what a client sees"},
 	{"chaos/disk", nil, nil, "cuts the power of a file system, and knows nothing of who writes to it"},
-	{"chaos/lan", nil, nil, "cuts the links of a network, and knows nothing of who talks on it"},
+	{"chaos/lan", []string{"chaos/proc"}, nil, "cuts the links of a network, and knows nothing of who talks on it; whose process is whose, proc tells"},
 	{"chaos", []string{"chaos/disk", "chaos/lan", "chaos/proc", "chaos/load", "client", "compute/job", "sharding", "transport/resp"}, nil,
 		"it works on real processes from outside; what it could reach inside it would come to trust"},
 	{"cmd/abacusd", []string{"node"}, []string{"*"}, "flags to configuration, and nothing else"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -249,12 +250,9 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 // prompt says whether our own replica answers without waiting for anything but other voters. Such a wait ends with the
 // leadership, so it needs no bound of its own.
 func prompt(st *store.Store, cmds []command.Command) bool {
-	for i := range cmds {
-		if !cmds[i].Op.IsRead() || cmds[i].Op == command.OpTTL { // what tells time may have to go through the log
-			return false
-		}
-	}
-	return st.Prompt()
+	// What tells time may have to go through the log.
+	tellsTime := func(c command.Command) bool { return c.Op == command.OpTTL }
+	return onlyReads(cmds) && !slices.ContainsFunc(cmds, tellsTime) && st.Prompt()
 }
 
 // AwaitLeader waits until it is known who leads a shard.

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/abacusdb/abacus/chaos/proc"
 )
 
 // MaxHosts is how many hosts there may be.
@@ -88,7 +90,7 @@ func Create(n int) (*LAN, error) {
 }
 
 func (l *LAN) create() error {
-	if err := ip("link", "set", l.bridge(), "alias", owner(os.Getpid(), startTime(os.Getpid()))); err != nil {
+	if err := ip("link", "set", l.bridge(), "alias", owner(os.Getpid(), proc.StartTime(os.Getpid()))); err != nil {
 		return err
 	}
 	// No addresses of IPv6 by itself: it would talk about them, and what is dropped of that be counted.
@@ -310,7 +312,7 @@ func sweep() error {
 	for _, link := range links {
 		var pid int
 		var started string
-		if n, _ := fmt.Sscanf(link.Ifalias, tag+" of %d %s", &pid, &started); n != 2 || startTime(pid) == started {
+		if n, _ := fmt.Sscanf(link.Ifalias, tag+" of %d %s", &pid, &started); n != 2 || proc.StartTime(pid) == started {
 			continue
 		}
 		if err := remove(strings.TrimSuffix(link.Ifname, "br")); err != nil {
@@ -318,19 +320,6 @@ func sweep() error {
 		}
 	}
 	return nil
-}
-
-// startTime tells a process from another one with the same id; "" if there is none.
-func startTime(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	_, after, _ := strings.Cut(string(b), ") ") // the name before may have anything in it
-	if f := strings.Fields(after); len(f) > 19 {
-		return f[19]
-	}
-	return ""
 }
 
 func isNumber(s string) bool { _, err := strconv.Atoi(s); return err == nil }

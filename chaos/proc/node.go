@@ -91,7 +91,7 @@ func (n *Node) Start() error {
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("start %s: %w", n.ID(), err)
 		}
-		ns.Pid, ns.StartTime = cmd.Process.Pid, startTime(cmd.Process.Pid)
+		ns.Pid, ns.StartTime = cmd.Process.Pid, StartTime(cmd.Process.Pid)
 		st.Down = false
 		n.cmd, n.exited = cmd, make(chan struct{})
 		go func(exited chan struct{}) {
@@ -238,7 +238,7 @@ func alive(pid int, start string) bool {
 	if syscall.Kill(pid, 0) != nil {
 		return false
 	}
-	return startTime(pid) == start && processState(pid) != 'Z'
+	return StartTime(pid) == start && processState(pid) != 'Z'
 }
 
 // Shell quotes a command line so that it can be pasted.

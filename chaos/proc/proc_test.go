@@ -190,7 +190,7 @@ func TestStranger(t *testing.T) {
 	if c.Node(1).Running() {
 		t.Error("a stranger is taken for the node")
 	}
-	if !alive(os.Getpid(), startTime(os.Getpid())) {
+	if !alive(os.Getpid(), StartTime(os.Getpid())) {
 		t.Error("this process is taken for dead")
 	}
 }

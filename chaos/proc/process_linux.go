@@ -15,8 +15,8 @@ func processAttributes(dieWithParent bool) *syscall.SysProcAttr {
 	return attr
 }
 
-// startTime tells two processes of one id apart: clock ticks since boot.
-func startTime(pid int) string {
+// StartTime tells two processes of one id apart: clock ticks since boot.
+func StartTime(pid int) string {
 	if f := statFields(pid); len(f) > 19 {
 		return f[19] // field 22 of the whole line
 	}

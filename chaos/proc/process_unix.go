@@ -12,8 +12,8 @@ import (
 // Only Linux can tie a child's life to its parent's.
 func processAttributes(bool) *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-// startTime tells two processes of one id apart.
-func startTime(pid int) string { return ps(pid, "lstart=") }
+// StartTime tells two processes of one id apart.
+func StartTime(pid int) string { return ps(pid, "lstart=") }
 
 // processState is the letter of the process's state, 0 if there is none: T stopped, Z ended.
 func processState(pid int) byte {
