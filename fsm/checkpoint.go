@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -44,7 +45,7 @@ func (f *FSM) runCheckpoints() {
 			return
 		case <-f.kick:
 		}
-		if f.activeBytes() < f.cfg.CheckpointBytes {
+		if f.activeBytes() < f.due.Load() {
 			continue
 		}
 		// Its error has gone to Fatal, but for that of a state machine that closes.
@@ -52,8 +53,14 @@ func (f *FSM) runCheckpoints() {
 	}
 }
 
-// Flush makes durable what has been applied before the call.
+// Flush makes durable what has been applied before the call, without leaving the processor to others meanwhile.
 func (f *FSM) Flush() error {
+	f.hurried.Add(1)
+	defer f.hurried.Add(-1)
+	return f.flush()
+}
+
+func (f *FSM) flush() error {
 	want := f.Applied()
 	select {
 	case <-f.done:
@@ -66,6 +73,33 @@ func (f *FSM) Flush() error {
 		}
 	}
 	return nil
+}
+
+// stagger draws how much is to gather before the next checkpoint, anew each time. The replicas of a shard apply the same
+// entries: with one threshold they would all write at the same moment, and no majority be left whose disks and
+// processors are there for the log.
+func (f *FSM) stagger() {
+	f.due.Store(f.cfg.CheckpointBytes - rand.Int64N(f.cfg.CheckpointBytes*2/5+1))
+}
+
+// paceRows are written between two breaths: some 0.6 ms of work.
+const paceRows = 64
+
+// breather returns what to call every paceRows: it has a checkpoint leave two thirds of a processor to others, unless
+// somebody waits for it, or what gathers meanwhile is half of what makes the next one due.
+func (f *FSM) breather() func() {
+	since := time.Now()
+	return func() {
+		if f.hurried.Load() == 0 && f.activeBytes() < f.due.Load()/2 {
+			pause := time.NewTimer(2 * time.Since(since))
+			select {
+			case <-f.done:
+			case <-pause.C:
+			}
+			pause.Stop()
+		}
+		since = time.Now()
+	}
 }
 
 // checkpoint writes one, if anything was applied since the last. Any failure
@@ -97,7 +131,7 @@ func (f *FSM) checkpoint() error {
 	if f.cfg.OnCheckpoint != nil {
 		f.cfg.OnCheckpoint()
 	}
-	if err := fz.write(); err != nil {
+	if err := fz.write(f.breather()); err != nil {
 		err = fmt.Errorf("checkpoint of state %s at index %d: %w", fz.gen.path, fz.head.applied, err)
 		f.cfg.Fatal(err)
 		return err
@@ -143,6 +177,7 @@ func (f *FSM) freeze() (*frozen, error) {
 		fz.gone, a.sess.goneChanged = a.sess.encodeGone(), false
 	}
 	a.layers.frozen, a.layers.active = a.layers.active, newLayer()
+	f.stagger()
 	f.overlay.Store(fz.layer.bytes)
 	return fz, nil
 }
@@ -174,11 +209,12 @@ func (f *FSM) thaw(fz *frozen) error {
 	return nil
 }
 
-func (z *frozen) write() (err error) {
+// write calls breathe every paceRows.
+func (z *frozen) write(breathe func()) (err error) {
 	defer damageIsError(z.gen.path, &err)()
 	return z.gen.db.Update(func(tx *bolt.Tx) error {
 		for tree, rows := range z.layer.trees {
-			if err := writeRows(tx.Bucket(treeBuckets[tree]), tree, rows.walk); err != nil {
+			if err := writeRows(tx.Bucket(treeBuckets[tree]), tree, rows.walk, breathe); err != nil {
 				return err
 			}
 		}
@@ -203,9 +239,13 @@ func (z *frozen) write() (err error) {
 	})
 }
 
-func writeRows(b *bolt.Bucket, tree int, scan func(func(string, row) bool)) (err error) {
+func writeRows(b *bolt.Bucket, tree int, scan func(func(string, row) bool), breathe func()) (err error) {
 	var mem arena // bbolt keeps the values until the commit
+	n := 0
 	scan(func(key string, r row) bool {
+		if n++; n%paceRows == 0 {
+			breathe()
+		}
 		if r.dead {
 			err = b.Delete([]byte(key))
 		} else {

@@ -74,7 +74,7 @@ type Config struct {
 	// Default 16 GiB, which costs nothing until it is used. When the file outgrows
 	// it, the next checkpoint waits for all views to close.
 	InitialMmapSize int
-	// CheckpointBytes is how much may gather in memory before a checkpoint begins.
+	// CheckpointBytes is how much may gather in memory before a checkpoint begins, which it does at 60 to 100 % of it.
 	// Default 8 MiB: what it writes costs several times as much heap while it does.
 	CheckpointBytes int64
 	// Turn, if not nil, is a channel of capacity 1 that the state machines of a node share, so that
@@ -124,6 +124,8 @@ type FSM struct {
 	checkpoints, checkpointRows atomic.Uint64
 	kick                        chan struct{} // has a token when a checkpoint may be due
 	turn                        chan struct{} // held by the checkpoint under way
+	due                         atomic.Int64  // bytes in memory that make a checkpoint due: see stagger
+	hurried                     atomic.Int64  // how many wait for a checkpoint
 	// checkpointing is the checkpoint under way, nil if there is none.
 	checkpointing atomic.Pointer[checkpointing]
 
@@ -181,6 +183,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 	}
 	f.durable = st.applied
 	f.st.Store(st)
+	f.stagger()
 	f.tell(records)
 	f.wg.Go(f.runCheckpoints)
 	return f, nil
@@ -207,7 +210,7 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	active := f.ap.layers.active.bytes
 	f.overlay.Store(active + f.ap.layers.frozenBytes())
 	f.mu.Unlock()
-	if active >= f.cfg.CheckpointBytes {
+	if active >= f.due.Load() {
 		select {
 		case f.kick <- struct{}{}:
 		default:

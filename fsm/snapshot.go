@@ -40,7 +40,7 @@ func (s *snapshot) Persist(raft.SnapshotSink) error {
 	if planted.Is(planted.EarlyCompaction) {
 		return nil
 	}
-	if err := s.f.Flush(); err != nil {
+	if err := s.f.flush(); err != nil {
 		return fmt.Errorf("persist snapshot: %w", err)
 	}
 	if got := s.f.DurableIndex(); got < s.index {

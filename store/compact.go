@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -14,6 +15,7 @@ func (s *Store) runSnapshots() {
 	tick := time.NewTimer(s.untilLook())
 	defer tick.Stop()
 	var entries, bytes uint64 // appended in all, at the last snapshot
+	due := s.entriesDue()
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -22,8 +24,8 @@ func (s *Store) runSnapshots() {
 			tick.Reset(s.untilLook())
 		}
 		nowEntries, nowBytes := s.logs.appendedEntries.Load(), s.logs.appendedBytes.Load()
-		if s.snapshot(nowEntries-entries, nowBytes-bytes) {
-			entries, bytes = nowEntries, nowBytes
+		if s.snapshot(due, nowEntries-entries, nowBytes-bytes) {
+			entries, bytes, due = nowEntries, nowBytes, s.entriesDue()
 		}
 	}
 }
@@ -43,8 +45,15 @@ func (s *Store) untilLook() time.Duration {
 	return wait
 }
 
-// snapshot takes one if it is due; entries and bytes were appended since the last.
-func (s *Store) snapshot(entries, bytes uint64) bool {
+// entriesDue is how many entries make the next snapshot due, 60 to 100 % of what is set. Drawn anew each time: a snapshot
+// writes the state, and the replicas of a shard have the same entries; see fsm's stagger.
+func (s *Store) entriesDue() uint64 {
+	most := s.cfg.Snapshots.Entries
+	return most - rand.Uint64N(most*2/5+1)
+}
+
+// snapshot takes one if so many entries have gathered, or enough bytes; entries and bytes were appended since the last.
+func (s *Store) snapshot(due, entries, bytes uint64) bool {
 	r := s.raft()
 	if r == nil {
 		return false
@@ -54,7 +63,7 @@ func (s *Store) snapshot(entries, bytes uint64) bool {
 		at = m.Index
 	}
 	applied := r.AppliedIndex()
-	if applied <= at || applied-at < s.cfg.Snapshots.Entries && bytes < s.cfg.Snapshots.Bytes {
+	if applied <= at || applied-at < due && bytes < s.cfg.Snapshots.Bytes {
 		return false
 	}
 	select {

@@ -1,0 +1,64 @@
+package fsm
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The replicas of a shard apply the same entries, and do not write them at the same moment: each draws anew how much
+// is to gather.
+func TestCheckpointsAreStaggered(t *testing.T) {
+	cfg := testConfig()
+	cfg.CheckpointBytes = 1 << 20
+	m := newMachine(t, cfg)
+	seen := map[int64]bool{}
+	for i := range 20 {
+		due := m.f.due.Load()
+		if due < cfg.CheckpointBytes*6/10-1 || due > cfg.CheckpointBytes {
+			t.Fatalf("a checkpoint is due at %d bytes, want 60 to 100 %% of %d", due, cfg.CheckpointBytes)
+		}
+		seen[due] = true
+		m.apply(0, set("k", string(rune('a'+i))))
+		if err := m.f.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(seen) < 15 {
+		t.Errorf("%d different sizes in 20 checkpoints", len(seen))
+	}
+}
+
+// A checkpoint leaves two thirds of its time to others: not while somebody waits for it, nor when
+// much has gathered already.
+func TestCheckpointBreathes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.CheckpointBytes = 1 << 10
+		m := newMachine(t, cfg)
+		defer func() {
+			if err := m.f.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		paused := func() time.Duration {
+			breathe := m.f.breather()
+			time.Sleep(time.Millisecond) // work
+			began := time.Now()
+			breathe()
+			return time.Since(began)
+		}
+		if d := paused(); d != 2*time.Millisecond {
+			t.Errorf("after 1 ms of work it pauses for %v, want 2 ms", d)
+		}
+		m.f.hurried.Add(1)
+		if d := paused(); d != 0 {
+			t.Errorf("it pauses for %v while somebody waits", d)
+		}
+		m.f.hurried.Add(-1)
+		m.apply(0, set("k", string(make([]byte, 400)))) // more than half of what is due, whatever that is
+		if d := paused(); d != 0 {
+			t.Errorf("it pauses for %v with %d bytes gathered of %d", d, m.f.activeBytes(), m.f.due.Load())
+		}
+	})
+}
