@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -75,6 +76,30 @@ func (f *FSM) flush() error {
 	return nil
 }
 
+// Turn lets one at a time write a checkpoint: those of a state machine, and of all of a node.
+type Turn struct {
+	// A channel and no lock, so that whoever waits does not stop virtual time.
+	token   chan struct{}
+	waiting atomic.Int64
+}
+
+// NewTurn returns one that nobody has.
+func NewTurn() *Turn { return &Turn{token: make(chan struct{}, 1)} }
+
+// take waits for it, or until done closes.
+func (t *Turn) take(done <-chan struct{}) bool {
+	t.waiting.Add(1)
+	defer t.waiting.Add(-1)
+	select {
+	case t.token <- struct{}{}:
+		return true
+	case <-done:
+		return false
+	}
+}
+
+func (t *Turn) give() { <-t.token }
+
 // stagger draws how much is to gather before the next checkpoint, anew each time. The replicas of a shard apply the same
 // entries: with one threshold they would all write at the same moment, and no majority be left whose disks and
 // processors are there for the log.
@@ -86,11 +111,12 @@ func (f *FSM) stagger() {
 const paceRows = 64
 
 // breather returns what to call every paceRows: it has a checkpoint leave two thirds of a processor to others, unless
-// somebody waits for it, or what gathers meanwhile is half of what makes the next one due.
+// somebody waits for it, another shard of the node for its turn, or what gathers meanwhile is half of what makes the next one due.
 func (f *FSM) breather() func() {
 	since := time.Now()
 	return func() {
-		if f.hurried.Load() == 0 && f.activeBytes() < f.due.Load()/2 {
+		others := f.cfg.Turn != nil && f.cfg.Turn.waiting.Load() > 0
+		if f.hurried.Load() == 0 && !others && f.activeBytes() < f.due.Load()/2 {
 			pause := time.NewTimer(2 * time.Since(since))
 			select {
 			case <-f.done:
@@ -105,17 +131,14 @@ func (f *FSM) breather() func() {
 // checkpoint writes one, if anything was applied since the last. Any failure
 // but ErrClosed has gone to Fatal: nobody knows what is in the file then.
 func (f *FSM) checkpoint() error {
-	// Channels and no locks, so that whoever waits does not stop virtual time.
-	for _, turn := range []chan struct{}{f.turn, f.cfg.Turn} {
+	for _, turn := range []*Turn{f.turn, f.cfg.Turn} {
 		if turn == nil {
 			continue
 		}
-		select {
-		case turn <- struct{}{}:
-			defer func() { <-turn }()
-		case <-f.done:
+		if !turn.take(f.done) {
 			return ErrClosed
 		}
+		defer turn.give()
 	}
 	fz, err := f.freeze()
 	if fz == nil {

@@ -75,11 +75,11 @@ type Config struct {
 	// it, the next checkpoint waits for all views to close.
 	InitialMmapSize int
 	// CheckpointBytes is how much may gather in memory before a checkpoint begins, which it does at 60 to 100 % of it.
-	// Default 8 MiB: what it writes costs several times as much heap while it does.
+	// Default 10 MiB: what it writes costs several times as much heap while it does.
 	CheckpointBytes int64
-	// Turn, if not nil, is a channel of capacity 1 that the state machines of a node share, so that
+	// Turn, if not nil, is shared by the state machines of a node, so that
 	// one at a time writes a checkpoint: each takes memory and disk.
-	Turn chan struct{}
+	Turn *Turn
 	// OnCheckpoint is called when a checkpoint is about to be written, without any lock
 	// held. A test makes the disk slow with it.
 	OnCheckpoint func()
@@ -123,7 +123,7 @@ type FSM struct {
 	// checkpoints written since Open, and the rows of them.
 	checkpoints, checkpointRows atomic.Uint64
 	kick                        chan struct{} // has a token when a checkpoint may be due
-	turn                        chan struct{} // held by the checkpoint under way
+	turn                        *Turn         // had by the checkpoint under way
 	due                         atomic.Int64  // bytes in memory that make a checkpoint due: see stagger
 	hurried                     atomic.Int64  // how many wait for a checkpoint
 	// checkpointing is the checkpoint under way, nil if there is none.
@@ -162,7 +162,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 		cfg.InitialMmapSize = 16 << 30
 	}
 	if cfg.CheckpointBytes <= 0 {
-		cfg.CheckpointBytes = 8 << 20
+		cfg.CheckpointBytes = 10 << 20
 	}
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { panic(err) }
@@ -175,7 +175,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 		return nil, err
 	}
 	f := &FSM{cfg: cfg, log: cfg.Log, dir: dir, gen: gen, done: make(chan struct{}), kick: make(chan struct{}, 1),
-		turn: make(chan struct{}, 1)}
+		turn: NewTurn()}
 	st, records, err := f.load(gen)
 	if err != nil {
 		gen.release()

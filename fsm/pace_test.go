@@ -34,7 +34,7 @@ func TestCheckpointsAreStaggered(t *testing.T) {
 func TestCheckpointBreathes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := testConfig()
-		cfg.CheckpointBytes = 1 << 10
+		cfg.CheckpointBytes, cfg.Turn = 1<<10, NewTurn()
 		m := newMachine(t, cfg)
 		defer func() {
 			if err := m.f.Close(); err != nil {
@@ -56,6 +56,16 @@ func TestCheckpointBreathes(t *testing.T) {
 			t.Errorf("it pauses for %v while somebody waits", d)
 		}
 		m.f.hurried.Add(-1)
+		ended := make(chan struct{})
+		cfg.Turn.take(ended)
+		go cfg.Turn.take(ended) // another shard of the node, whose turn comes next
+		synctest.Wait()
+		if d := paused(); d != 0 {
+			t.Errorf("it pauses for %v while another waits for its turn", d)
+		}
+		close(ended)
+		synctest.Wait()
+		cfg.Turn.give()
 		m.apply(0, set("k", string(make([]byte, 400)))) // more than half of what is due, whatever that is
 		if d := paused(); d != 0 {
 			t.Errorf("it pauses for %v with %d bytes gathered of %d", d, m.f.activeBytes(), m.f.due.Load())

@@ -13,8 +13,8 @@ const (
 	spaceEvery = time.Second
 	// reserve is what --min-free-disk is by default, but for a small file system, of
 	// which it is reservePercent. It is what the log and one checkpoint may still need
-	// when nothing is let in any more: a checkpoint of 8 MiB of small rows can dirty as many
-	// pages as 200 MiB of file. One is written at a time.
+	// when nothing is let in any more: a checkpoint of 10 MiB of small rows can dirty as many
+	// pages as 250 MiB of file. One is written at a time.
 	reserve        = 256 << 20
 	reservePercent = 5
 )

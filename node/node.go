@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/abacusdb/abacus/compute"
+	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
@@ -68,7 +69,7 @@ type Node struct {
 	ready     *readiness
 	space     *space
 	// turn is shared by the state machines, so that one at a time writes a checkpoint.
-	turn             chan struct{}
+	turn             *fsm.Turn
 	scrubbed, scrubs prometheus.Counter
 
 	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile
@@ -99,11 +100,14 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.OnReplicas == nil {
 		cfg.OnReplicas = func(int) {}
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { panic(err) }
 	}
 	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(cfg.OnReplicas), peers: newPeers(),
-		ready: newReadiness(), mapChanged: make(chan struct{}, 1), news: make(chan struct{}, 1), failed: make(chan error, 1), turn: make(chan struct{}, 1)}
+		ready: newReadiness(), mapChanged: make(chan struct{}, 1), news: make(chan struct{}, 1), failed: make(chan error, 1), turn: fsm.NewTurn()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.router.Store(sharding.NewRouter(sharding.Map{}))
 	n.initMetrics()
@@ -132,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	takeCalls := func() {}
 	if n.transport = cfg.Transport; n.transport == nil {
 		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: listeners[0], ClusterID: func() string { return n.dir.ident().ClusterID },
-			Resolve: n.resolve, Log: n.log})
+			Resolve: n.resolve, Dial: cfg.Dial, Log: n.log})
 		if err != nil {
 			closeAll(listeners)
 			n.dir.close()

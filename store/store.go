@@ -57,7 +57,7 @@ type Config struct {
 	// CheckpointBytes, Turn and OnCheckpoint are the state's: see fsm.Config. Turn is
 	// shared by all replicas of a node.
 	CheckpointBytes int64
-	Turn            chan struct{}
+	Turn            *fsm.Turn
 	OnCheckpoint    func()
 	// MaxOverlayBytes is how much state may lie in memory, not in the file yet, here or
 	// on any voter, before a leader takes no more writes into the log: they wait, and are
