@@ -177,6 +177,10 @@ const leaderPoll = 10 * time.Millisecond
 // harmlessTry bounds one attempt of what may be repeated.
 const harmlessTry = time.Second
 
+// hopelessTry is how long a request looks for a leader that this node cannot hear of: the client is to ask another node, which
+// may be on the majority's side.
+const hopelessTry = 300 * time.Millisecond
+
 // atLeader calls attempt with the shard's leader, and with its store if that is
 // this node. It tries again, until ctx ends, when the attempt certainly did
 // nothing because the leader was elsewhere, gone or unknown, or whatever
@@ -184,6 +188,7 @@ const harmlessTry = time.Second
 func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bool, attempt func(ctx context.Context, leader sharding.NodeID, st *store.Store) error) error {
 	var hint sharding.NodeID // who the last one that we asked said it is
 	var last error           // nil: no leader was known
+	began := time.Now()
 	for {
 		leader := hint
 		if leader == "" {
@@ -225,6 +230,9 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 				}
 			}
 		}
+		if time.Since(began) > hopelessTry && n.hopeless(shard) {
+			break
+		}
 		n.retries.Inc()
 		t := time.NewTimer(leaderPoll)
 		select {
@@ -247,6 +255,25 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 	return last
 }
 
+// hopeless says that no majority of a shard's replicas is alive in the eyes of this node, so that nobody whom it could find
+// leads it: this node is cut off with a minority, or the others are down.
+func (n *Node) hopeless(shard sharding.ShardID) bool {
+	if time.Since(n.started) < 2*aliveFor {
+		return false // it may not have heard from them yet
+	}
+	sh, ok := n.Router().Map().Shard(shard)
+	if !ok {
+		return false
+	}
+	alive := 0
+	for _, r := range sh.Replicas {
+		if _, heard := n.peers.get(r.Node); heard || r.Node == n.cfg.ID {
+			alive++
+		}
+	}
+	return alive < sharding.Majority(len(sh.Replicas))
+}
+
 // prompt says whether our own replica answers without waiting for anything but other voters. Such a wait ends with the
 // leadership, so it needs no bound of its own.
 func prompt(st *store.Store, cmds []command.Command) bool {
@@ -259,7 +286,10 @@ func prompt(st *store.Store, cmds []command.Command) bool {
 func (n *Node) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
 	tick := time.NewTicker(leaderPoll)
 	defer tick.Stop()
-	for n.Leader(shard) == "" {
+	for began := time.Now(); n.Leader(shard) == ""; {
+		if time.Since(began) > hopelessTry && n.hopeless(shard) {
+			return false
+		}
 		select {
 		case <-ctx.Done():
 			return false

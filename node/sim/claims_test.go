@@ -7,7 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/abacusdb/abacus/chaos/workload"
+	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/transport"
 )
 
 // A new leader is known at once also where there is no replica of its shard, and not
@@ -74,4 +77,43 @@ func (c *cluster) handOver(shard sharding.ShardID) (took time.Duration, err erro
 		}
 	}
 	return 0, fmt.Errorf("shard %d: its new leader was not known everywhere within 10 s", shard)
+}
+
+// A node that is cut off with a minority says so soon, and certainly: its client is to ask another node.
+func TestMinorityAnswersSoon(t *testing.T) {
+	const soon = 500 * time.Millisecond
+	opt := Options{Nodes: 5, Replicas: 5, Shards: 2, Clients: 1}.withDefaults(7)
+	left := bubble(t, func() {
+		c := newCluster(7, opt, t.TempDir())
+		err := c.open()
+		if err == nil {
+			time.Sleep(5 * time.Second)
+			var ids []string
+			for _, m := range c.members {
+				ids = append(ids, m.id)
+			}
+			c.net.Partition(ids[:2], ids[2:])
+			time.Sleep(3 * time.Second)
+			for _, m := range c.members[:2] {
+				for shard := range opt.Shards {
+					key := workload.KeysOf(c.newest())(shard)
+					ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+					began := time.Now()
+					_, err := m.life.Load().node.Exec(ctx, sharding.ShardID(shard), []command.Command{toCommand(workload.Op{Kind: workload.Set, Key: key, Value: "x"})})
+					cancel()
+					if took := time.Since(began); took > soon || err == nil || !transport.Certain(err) {
+						t.Errorf("%s answers %v after %v, want a certain error within %v", m.id, err, took, soon)
+					}
+				}
+			}
+			c.net.Heal()
+			time.Sleep(5 * time.Second)
+		}
+		if err = errors.Join(err, c.err(), c.stop()); err != nil {
+			t.Error(err)
+		}
+	})
+	if left != "" {
+		t.Errorf("left behind: %s", left)
+	}
 }

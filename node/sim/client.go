@@ -2,15 +2,14 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"hash/fnv"
-	"math"
 	"math/rand/v2"
 	"slices"
-	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/abacusdb/abacus/chaos/workload"
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/transport"
@@ -23,73 +22,41 @@ func newRand(seed uint64, use string) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, h.Sum64()))
 }
 
-// outcome is what a client knows of a command.
-type outcome int
-
-const (
-	answered  outcome = iota
-	failed            // certainly not carried out
-	uncertain         // carried out, or not, or later
-)
-
-// ask is one command and what to do with its outcome.
-type ask struct {
-	cmd command.Command
-	// settle is called once; result is of an answered command.
-	settle func(o outcome, result command.Result)
-}
-
-// workload makes commands and judges what came back. Its methods may be used concurrently.
-type workload interface {
-	// next is a read or a write in a shard.
-	next(rng *rand.Rand, shard sharding.ShardID, read bool) ask
-	// final are reads of everything, once nothing breaks any more.
-	final() []ask
-	// check judges, outside the bubble; it returns how many keys it judged.
-	check(f *failure) (keys int)
-}
-
-// order numbers calls and returns: in virtual time many have one time.
-type order struct{ n atomic.Int64 }
-
-func (o *order) next() int64 { return o.n.Add(1) }
-
-const never = math.MaxInt64
-
-// keys makes new keys of given shards.
-type keys struct {
-	mu     sync.Mutex
-	n      int
-	spare  map[sharding.ShardID][]string
-	router *sharding.Router
-}
-
-func newKeys(m sharding.Map) *keys {
-	return &keys{spare: map[sharding.ShardID][]string{}, router: sharding.NewRouter(m)}
-}
-
-// make returns a key that nobody has had.
-func (k *keys) make(shard sharding.ShardID) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for len(k.spare[shard]) == 0 {
-		k.n++
-		key := "k" + strconv.Itoa(k.n)
-		_, s := k.router.Locate([]byte(key))
-		k.spare[s] = append(k.spare[s], key)
-	}
-	list := k.spare[shard]
-	k.spare[shard] = list[1:]
-	return list[0]
-}
-
-// on makes a command about a key.
-func on(op command.Op, key string, values ...string) command.Command {
-	c := command.Command{Op: op, Slot: sharding.SlotOf([]byte(key)), Keys: [][]byte{[]byte(key)}}
-	for _, v := range values {
-		c.Values = append(c.Values, []byte(v))
+// toCommand is an operation in the product's own terms.
+func toCommand(o workload.Op) command.Command {
+	c := command.Command{Slot: sharding.SlotOf([]byte(o.Key)), Keys: [][]byte{[]byte(o.Key)}}
+	switch o.Kind {
+	case workload.Get:
+		c.Op = command.OpGet
+	case workload.Set:
+		c.Op, c.Values = command.OpSet, [][]byte{[]byte(o.Value)}
+		if o.Compare {
+			c.Values, c.Flags = append(c.Values, []byte(o.Old)), command.FlagIfEqual
+		}
+	case workload.Delete:
+		c.Op = command.OpDel
+	case workload.Append:
+		c.Op, c.Values = command.OpAppend, [][]byte{[]byte(o.Value)}
+	case workload.Incr:
+		c.Op, c.Int = command.OpIncr, o.By
+	default:
+		panic(fmt.Sprintf("sim: an operation of kind %d", o.Kind))
 	}
 	return c
+}
+
+// toResult is its answer in a workload's terms.
+func toResult(o workload.Op, r command.Result) workload.Result {
+	out := workload.Result{Int: r.Int}
+	switch o.Kind {
+	case workload.Get:
+		out.Value = string(r.Bytes)
+	case workload.Set:
+		out.Done = r.Kind == command.KindOK
+	case workload.Delete:
+		out.Done = r.Int == 1
+	}
+	return out
 }
 
 // client is one user of the cluster. It does what a client library does: it
@@ -107,21 +74,21 @@ type client struct {
 }
 
 // run works until stop is closed.
-func (cl *client) run(stop <-chan struct{}, loads []workload, shards int) {
+func (cl *client) run(stop <-chan struct{}, loads []workload.Workload, shards int) {
 	for {
 		select {
 		case <-stop:
 			return
 		case <-time.After(time.Duration(cl.rng.Int64N(int64(cl.c.opt.Think)) + 1)):
 		}
-		shard := sharding.ShardID(cl.rng.IntN(shards))
+		shard := cl.rng.IntN(shards)
 		reads := cl.rng.IntN(10) < 4 // a group of reads alone, which nodes may treat in a way of their own
-		var group []ask
+		var group []workload.Call
 		for range 1 + cl.rng.IntN(6) {
 			w := loads[cl.rng.IntN(len(loads))]
-			group = append(group, w.next(cl.rng, shard, reads || cl.rng.IntN(4) == 0))
+			group = append(group, w.Next(cl.rng, shard, reads || cl.rng.IntN(4) == 0))
 		}
-		cl.do(shard, group)
+		cl.do(sharding.ShardID(shard), group)
 	}
 }
 
@@ -134,25 +101,25 @@ const (
 )
 
 // do has a group carried out as one.
-func (cl *client) do(shard sharding.ShardID, group []ask) outcome {
+func (cl *client) do(shard sharding.ShardID, group []workload.Call) workload.Outcome {
 	cmds := make([]command.Command, len(group))
 	harmless := true
 	for i, a := range group {
-		cmds[i] = a.cmd
-		harmless = harmless && a.cmd.Op.IsRead()
+		cmds[i] = toCommand(a.Op)
+		harmless = harmless && a.Op.Reads()
 	}
 	numbered := !harmless && cl.numbers && cl.number(cmds)
 	results, o := cl.exec(shard, cmds, harmless, numbered)
 	cl.counts[o].Add(int64(len(group)))
 	for i, a := range group {
-		var r command.Result
-		if o == answered {
-			r = results[i]
-			if r.Kind == command.KindError {
-				cl.c.fault("shard %d answers %+v with error %d", shard, a.cmd, r.Code)
+		var r workload.Result
+		if o == workload.Answered {
+			if results[i].Kind == command.KindError {
+				cl.c.fault("shard %d answers %+v with error %d", shard, a.Op, results[i].Code)
 			}
+			r = toResult(a.Op, results[i])
 		}
-		a.settle(o, r)
+		a.Settle(o, r)
 	}
 	return o
 }
@@ -185,7 +152,7 @@ func (cl *client) number(cmds []command.Command) bool {
 	return true
 }
 
-func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless, numbered bool) ([]command.Result, outcome) {
+func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless, numbered bool) ([]command.Result, workload.Outcome) {
 	most, unknown := tries, false
 	if numbered {
 		most = triesNumbered
@@ -208,20 +175,20 @@ func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless,
 			}) {
 				cl.c.fault("session %d is forgotten, and %d others at most were used since", cl.session, cl.c.opt.Clients)
 			}
-			return results, answered
+			return results, workload.Answered
 		case !harmless && (dead || !transport.Certain(err)):
 			if !numbered {
 				cl.move()
-				return nil, uncertain
+				return nil, workload.Uncertain
 			}
 			unknown = true
 		}
 		cl.move()
 	}
 	if unknown {
-		return nil, uncertain
+		return nil, workload.Uncertain
 	}
-	return nil, failed
+	return nil, workload.Failed
 }
 
 // move goes to another node.

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/abacusdb/abacus/chaos/workload"
 	"github.com/abacusdb/abacus/sharding"
 )
 
@@ -40,42 +40,42 @@ func Run(t *testing.T, seed uint64, opt Options, dir, failures string) (Report, 
 		return Report{}, err
 	}
 	defer os.RemoveAll(dir)
-	f := &failure{dir: filepath.Join(failures, fmt.Sprintf("seed-%d", seed))}
+	f := &workload.Findings{Dir: filepath.Join(failures, fmt.Sprintf("seed-%d", seed))}
 	s := &scenario{opt: opt, seed: seed, dir: dir}
 	watch := time.AfterFunc(wallLimit, func() {
 		stacks := make([]byte, 8<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
-		f.save("stacks.txt", stacks)
-		panic(fmt.Sprintf("sim: seed %d stands still after %v; stacks in %s", seed, wallLimit, f.dir))
+		f.Save("stacks.txt", stacks)
+		panic(fmt.Sprintf("sim: seed %d stands still after %v; stacks in %s", seed, wallLimit, f.Dir))
 	})
 	if left := bubble(t, s.bubble); left != "" {
-		f.add("goroutines are left behind")
-		f.save("stacks.txt", []byte(left))
+		f.Add("goroutines are left behind")
+		f.Save("stacks.txt", []byte(left))
 	}
 	watch.Stop()
 
 	if s.err != nil {
-		f.add("%v", s.err)
+		f.Add("%v", s.err)
 	}
 	for _, w := range s.loads {
-		s.report.Keys += w.check(f)
+		s.report.Keys += w.Check(f)
 	}
 	s.report.Scenarios, s.report.Wall = 1, time.Since(began)
-	if len(f.faults) == 0 {
+	if len(f.Faults()) == 0 {
 		if err := opt.floors(s.report); err != nil {
-			f.add("%v", err)
+			f.Add("%v", err)
 		}
 	}
-	if len(f.faults) == 0 {
+	if len(f.Faults()) == 0 {
 		return s.report, nil
 	}
-	what := strings.Join(f.faults, "\n")
+	what := strings.Join(f.Faults(), "\n")
 	options, _ := json.MarshalIndent(opt, "", "  ") // plain fields
-	f.save("options.json", options)
-	f.save("failure.txt", fmt.Appendf(nil, "seed %d, %d nodes, %d shards, %d replicas each\n%s\n\n%s\n", seed, opt.Nodes, opt.Shards, opt.Replicas, what, s.report))
-	f.save("log.txt", s.text())
+	f.Save("options.json", options)
+	f.Save("failure.txt", fmt.Appendf(nil, "seed %d, %d nodes, %d shards, %d replicas each\n%s\n\n%s\n", seed, opt.Nodes, opt.Shards, opt.Replicas, what, s.report))
+	f.Save("log.txt", s.text())
 	return s.report, fmt.Errorf("seed %d: %s\nhistory, options and logs: %s\nagain: ABACUS_SIM_SEED=%d ABACUS_SIM_OPTIONS=%s go test ./node/sim -run '^TestSeed$' -v -count=20",
-		seed, what, f.dir, seed, filepath.Join(f.dir, "options.json"))
+		seed, what, f.Dir, seed, filepath.Join(f.Dir, "options.json"))
 }
 
 // bubble runs f in virtual time and returns the stacks of the goroutines that outlived
@@ -110,7 +110,7 @@ type scenario struct {
 	opt    Options
 	seed   uint64
 	dir    string
-	loads  []workload
+	loads  []workload.Workload
 	report Report
 	text   func() []byte // the nodes' log
 	err    error
@@ -125,8 +125,8 @@ func (s *scenario) bubble() {
 	n := &nemesis{c: c, stop: stop}
 	err := c.open()
 	if err == nil {
-		order, k := new(order), newKeys(c.newest())
-		s.loads = []workload{newRegisters(order, k), newRegisters(order, k), newCounters(k), newLists(k)}
+		order, k := new(workload.Order), workload.KeysOf(c.newest())
+		s.loads = []workload.Workload{workload.NewRegisters(order, k), workload.NewRegisters(order, k), workload.NewCounters(k), workload.NewLists(k)}
 		var clients sync.WaitGroup
 		for i := range s.opt.Clients {
 			cl := &client{c: c, rng: newRand(s.seed, fmt.Sprintf("client %d", i)), counts: &counts, numbers: i%2 == 0}
@@ -146,7 +146,7 @@ func (s *scenario) bubble() {
 	s.err = errors.Join(c.err(), err)
 	s.report = n.report
 	r := &s.report
-	r.OK, r.Failed, r.Uncertain = int(counts[answered].Load()), int(counts[failed].Load()), int(counts[uncertain].Load())
+	r.OK, r.Failed, r.Uncertain = int(counts[workload.Answered].Load()), int(counts[workload.Failed].Load()), int(counts[workload.Uncertain].Load())
 	r.Elections, r.Snapshots, r.Installs = c.journal.count(saysLeading), c.journal.count(saysSnapshot), c.journal.count(saysInstall)
 	r.Simulated = time.Since(began)
 	swallowed := c.net.Swallowed()
@@ -163,18 +163,18 @@ func (s *scenario) finish(c *cluster, counts *[3]atomic.Int64) error {
 		return err
 	}
 	cl := &client{c: c, rng: newRand(s.seed, "final"), counts: counts}
-	groups := map[sharding.ShardID][]ask{}
+	groups := map[sharding.ShardID][]workload.Call{}
 	router := sharding.NewRouter(c.newest())
 	for _, w := range s.loads {
-		for _, a := range w.final() {
-			shard := router.ShardOf(a.cmd.Slot)
+		for _, a := range w.Final() {
+			shard := router.ShardOf(sharding.SlotOf([]byte(a.Op.Key)))
 			groups[shard] = append(groups[shard], a)
 		}
 	}
 	for shard, group := range groups {
 		for len(group) > 0 {
 			k := min(len(group), 32)
-			if o := cl.do(shard, group[:k]); o != answered {
+			if o := cl.do(shard, group[:k]); o != workload.Answered {
 				return fmt.Errorf("shard %d cannot be read after everything was healed", shard)
 			}
 			group = group[k:]
@@ -264,34 +264,4 @@ func current(sh sharding.Shard, replica string) bool {
 		}
 	}
 	return false
-}
-
-// failure collects what is wrong and where it is described.
-type failure struct {
-	dir    string
-	faults []string
-}
-
-func (f *failure) add(format string, args ...any) {
-	if len(f.faults) < 30 {
-		f.faults = append(f.faults, fmt.Sprintf(format, args...))
-	}
-}
-
-func (f *failure) save(name string, data []byte) {
-	f.saveWith(name, func(file *os.File) error { _, err := bytes.NewReader(data).WriteTo(file); return err })
-}
-
-func (f *failure) saveWith(name string, write func(*os.File) error) {
-	if err := os.MkdirAll(f.dir, 0o755); err != nil {
-		f.add("save %s: %v", name, err)
-		return
-	}
-	file, err := os.Create(filepath.Join(f.dir, name))
-	if err == nil {
-		err = errors.Join(write(file), file.Close())
-	}
-	if err != nil {
-		f.add("save %s: %v", name, err)
-	}
 }

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/abacusdb/abacus/chaos/workload"
 )
 
 // TestSim runs scenarios of new seeds until it has done what was asked for: by
@@ -126,10 +128,10 @@ func scenarioProcess(ctx context.Context, seed uint64, options, bug string) (r R
 	case err == nil && !reported:
 		return r, output, fmt.Errorf("seed %d: no report in %q", seed, output)
 	case err != nil && !reported && ctx.Err() == nil: // it did not get so far as to describe itself
-		f := &failure{dir: filepath.Join(failures(), fmt.Sprintf("seed-%d", seed))}
-		f.save("output.txt", output)
+		f := &workload.Findings{Dir: filepath.Join(failures(), fmt.Sprintf("seed-%d", seed))}
+		f.Save("output.txt", output)
 		return r, output, fmt.Errorf("seed %d: %w: %s\nall of it: %s\nagain: ABACUS_SIM_SEED=%d ABACUS_SIM_OPTIONS=%s go test ./node/sim -run '^TestSeed$' -v -count=20",
-			seed, err, head(output, 2000), filepath.Join(f.dir, "output.txt"), seed, options)
+			seed, err, head(output, 2000), filepath.Join(f.Dir, "output.txt"), seed, options)
 	case err != nil:
 		_, told, _ := bytes.Cut(output, []byte("sim_test.go:")) // after the report and testing's own lines
 		return r, output, errors.New(head(told, 8000))

@@ -1,23 +1,22 @@
-package sim
+package workload
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math/rand/v2"
+	"strconv"
 	"sync"
-
-	"github.com/abacusdb/abacus/fsm/command"
-	"github.com/abacusdb/abacus/sharding"
 )
 
-// counters is the workload of one number per shard that clients raise by one.
+// Counters is the workload of one number per shard that clients raise by one.
 // Every answer lies between what was acknowledged before its call and what was begun
 // before its return, no two are the same, and the end is the number of
 // acknowledged ones plus at most the uncertain ones.
-type counters struct {
-	keys *keys
+type Counters struct {
+	keys Keys
 
 	mu  sync.Mutex
-	all map[sharding.ShardID]*counter
+	all map[int]*counter
 	// wrong are the violations found on the way.
 	wrong []string
 }
@@ -28,46 +27,45 @@ type counter struct {
 	answers                      map[int64]bool
 }
 
-func newCounters(k *keys) *counters { return &counters{keys: k, all: map[sharding.ShardID]*counter{}} }
+// NewCounters returns one without keys yet.
+func NewCounters(k Keys) *Counters { return &Counters{keys: k, all: map[int]*counter{}} }
 
-func (cs *counters) next(_ *rand.Rand, shard sharding.ShardID, read bool) ask {
+func (cs *Counters) Next(_ *rand.Rand, shard int, read bool) Call {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	c := cs.all[shard]
 	if c == nil {
-		c = &counter{key: cs.keys.make(shard), answers: map[int64]bool{}}
+		c = &counter{key: cs.keys(shard), answers: map[int64]bool{}}
 		cs.all[shard] = c
 	}
-	return cs.ask(c, read)
+	return cs.call(c, read)
 }
 
-// ask is called with mu held.
-func (cs *counters) ask(c *counter, read bool) ask {
+// call is called with mu held.
+func (cs *Counters) call(c *counter, read bool) Call {
 	least, withdrew := c.acked, c.withdrew
 	if read {
-		return ask{on(command.OpGet, c.key), func(o outcome, r command.Result) {
+		return Call{Op{Kind: Get, Key: c.key}, func(o Outcome, r Result) {
 			cs.mu.Lock()
 			defer cs.mu.Unlock()
-			if o != answered {
+			if o != Answered {
 				return
 			}
-			n, ok := atoi(r.Bytes)
+			n, ok := atoi(r.Value)
 			// One that failed for certain never counted; one whose failure is not known yet may have seemed to.
 			if most := c.begun - withdrew; !ok || n < least || n > most {
-				cs.wrongf("counter %s: read %q, want %d to %d", c.key, r.Bytes, least, most)
+				cs.wrongf("counter %s: read %q, want %d to %d", c.key, r.Value, least, most)
 			}
 		}}
 	}
 	c.begun++
-	cmd := on(command.OpIncr, c.key)
-	cmd.Int = 1
-	return ask{cmd, func(o outcome, r command.Result) {
+	return Call{Op{Kind: Incr, Key: c.key, By: 1}, func(o Outcome, r Result) {
 		cs.mu.Lock()
 		defer cs.mu.Unlock()
 		switch o {
-		case failed:
+		case Failed:
 			c.withdrew++
-		case uncertain:
+		case Uncertain:
 			c.open++
 		default:
 			if most := c.begun - withdrew; r.Int <= least || r.Int > most || c.answers[r.Int] {
@@ -79,8 +77,8 @@ func (cs *counters) ask(c *counter, read bool) ask {
 	}}
 }
 
-func (cs *counters) wrongf(format string, args ...any) {
-	if len(cs.wrong) < 20 {
+func (cs *Counters) wrongf(format string, args ...any) {
+	if len(cs.wrong) < mostFaults {
 		cs.wrong = append(cs.wrong, fmt.Sprintf(format, args...))
 	}
 }
@@ -89,26 +87,39 @@ func (cs *counters) wrongf(format string, args ...any) {
 // clients repeat until they know, nothing is open and the two are one.
 func (c *counter) exactly() (least, most int64) { return c.acked, c.acked + c.open }
 
-func (cs *counters) final() (list []ask) {
+func (cs *Counters) Final() (list []Call) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for _, c := range cs.all {
-		list = append(list, ask{on(command.OpGet, c.key), func(o outcome, r command.Result) {
+		list = append(list, Call{Op{Kind: Get, Key: c.key}, func(o Outcome, r Result) {
 			cs.mu.Lock()
 			defer cs.mu.Unlock()
 			least, most := c.exactly()
-			n, ok := atoi(r.Bytes)
-			if o != answered || !ok || n < least || n > most {
-				cs.wrongf("counter %s ends at %q, want %d to %d", c.key, r.Bytes, least, most)
+			n, ok := atoi(r.Value)
+			if o != Answered || !ok || n < least || n > most {
+				cs.wrongf("counter %s ends at %q, want %d to %d", c.key, r.Value, least, most)
 			}
 		}})
 	}
 	return list
 }
 
-func (cs *counters) check(f *failure) int {
+func (cs *Counters) Check(f *Findings) int {
 	for _, w := range cs.wrong {
-		f.add("%s", w)
+		f.Add("%s", w)
 	}
 	return len(cs.all)
 }
+
+// atoi reads a counter; no value is 0.
+func atoi(s string) (int64, bool) {
+	if s == "" {
+		return 0, true
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil
+}
+
+var seed = maphash.MakeSeed()
+
+func hashOf(s string) uint64 { return maphash.String(seed, s) }

@@ -1,0 +1,149 @@
+package workload
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Lists is the workload of values that only grow: clients append tokens. In the end
+// each acknowledged token is there once, where its answer said; what failed for certain
+// is not; and every read was a beginning of the end that had all that was
+// acknowledged before it. A stale read is a beginning of the end, too.
+type Lists struct {
+	keys Keys
+
+	mu     sync.Mutex
+	tokens int
+	active map[int]*list
+	all    []*list
+}
+
+type list struct {
+	key    string
+	shard  int
+	ops    int
+	tokens map[string]*token
+	acked  int // bytes of the furthest acknowledged end
+	reads  []listRead
+	end    string
+	read   bool // end is known
+}
+
+type token struct {
+	o   Outcome
+	end int // length of the list after it, as answered
+}
+
+// listRead is what a read saw: a length and the last token of it, for reads are many and lists long.
+type listRead struct {
+	bytes int
+	sum   uint64
+	least int // bytes that were acknowledged before
+}
+
+// NewLists returns one without keys yet.
+func NewLists(k Keys) *Lists { return &Lists{keys: k, active: map[int]*list{}} }
+
+func (ls *Lists) Next(rng *rand.Rand, shard int, read bool) Call {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := ls.active[shard]
+	if l == nil || l.ops >= 2*keyLife {
+		l = &list{key: ls.keys(shard), shard: shard, tokens: map[string]*token{}}
+		ls.active[shard] = l
+		ls.all = append(ls.all, l)
+	}
+	l.ops++
+	if read {
+		op := Op{Kind: Get, Key: l.key, Reading: Reading(rng.IntN(3))}
+		least := l.acked
+		if op.Reading == Stale {
+			least = 0
+		}
+		return Call{op, func(o Outcome, r Result) {
+			ls.mu.Lock()
+			defer ls.mu.Unlock()
+			if o == Answered {
+				l.reads = append(l.reads, listRead{len(r.Value), hashOf(r.Value), least})
+			}
+		}}
+	}
+	ls.tokens++
+	name := strconv.Itoa(ls.tokens) + ";"
+	t := &token{o: Uncertain}
+	l.tokens[name] = t
+	return Call{Op{Kind: Append, Key: l.key, Value: name}, func(o Outcome, r Result) {
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		if t.o = o; o == Answered {
+			t.end = int(r.Int)
+			l.acked = max(l.acked, t.end)
+		}
+	}}
+}
+
+func (ls *Lists) Final() (calls []Call) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for _, l := range ls.all {
+		calls = append(calls, Call{Op{Kind: Get, Key: l.key}, func(o Outcome, r Result) {
+			ls.mu.Lock()
+			defer ls.mu.Unlock()
+			l.end, l.read = r.Value, o == Answered
+		}})
+	}
+	return calls
+}
+
+func (ls *Lists) Check(f *Findings) int {
+	for _, l := range ls.all {
+		l.check(f)
+	}
+	return len(ls.all)
+}
+
+func (l *list) check(f *Findings) {
+	wrong := func(format string, args ...any) {
+		f.Add("list %s of shard %d: %s", l.key, l.shard, fmt.Sprintf(format, args...))
+		f.Save("list-"+l.key+".txt", []byte(l.end))
+	}
+	if !l.read {
+		wrong("its end could not be read")
+		return
+	}
+	ends := map[string]int{}
+	at := 0
+	for name := range strings.SplitAfterSeq(l.end, ";") {
+		if name == "" {
+			continue
+		}
+		at += len(name)
+		t := l.tokens[name]
+		switch {
+		case t == nil:
+			wrong("holds %q, which nobody appended", name)
+		case ends[name] != 0:
+			wrong("holds %q twice", name)
+		case t.o == Failed:
+			wrong("holds %q, which certainly failed", name)
+		case t.o == Answered && t.end != at:
+			wrong("%q ends at %d, the answer said %d", name, at, t.end)
+		}
+		ends[name] = at
+	}
+	for name, t := range l.tokens {
+		if t.o == Answered && ends[name] == 0 {
+			wrong("%q was acknowledged and is not there", name)
+		}
+	}
+	for _, r := range l.reads {
+		if r.bytes > len(l.end) || hashOf(l.end[:r.bytes]) != r.sum {
+			wrong("a read of %d bytes is no beginning of the end", r.bytes)
+		} else if r.bytes < r.least {
+			wrong("a read of %d bytes lacks what was acknowledged before it, up to %d", r.bytes, r.least)
+		}
+	}
+}
