@@ -12,7 +12,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = $(shell $(GO) list ./... | grep -v '/chaos$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-tools test-peers test-system sim planted powercut check demo cluster micro bench peers chaos lint fmt fuzz
+.PHONY: help build test test-tools test-peers test-system sim planted powercut check demo cluster micro bench peers chaos chaos-long lint fmt fuzz
+
+# A missing tool is a failure: a test that was skipped has shown nothing.
+NEEDS := need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,19 +35,27 @@ test: ## all tests that need nothing but Go, git and make
 	$(GO) test -tags planted -run '^TestPlanted' -timeout 5m ./store ./fsm ./client
 	$(GO) test -timeout 9m -count=1 ./chaos/
 
-chaos: ## the tests with real processes alone
-	$(GO) test -timeout 9m -count=1 -v ./chaos/
+# Real processes, each on a host and a disk of its own, broken in every way there is while clients work.
+DURATION ?= 5m
+chaos: ## a cluster broken in all ways (without root: in some) for DURATION (5m), judged by what its clients saw; SEED= NODES= NEMESES= WORKLOADS= DIR=
+	@test "$$(id -u)" = 0 || { echo "NOT ROOT: make chaos leaves out what takes a network and disks of its own (sudo make chaos does it all)" >&2; exit 0; }; \
+	  set -e; $(NEEDS); need fsfreeze util-linux; need losetup mount; need mkfs.ext4 e2fsprogs; need strace strace; \
+	  need ip iproute2; need nft nftables; need nsenter util-linux
+	ABACUS_CHAOS_DURATION=$(DURATION) ABACUS_CHAOS_SEED=$(SEED) ABACUS_CHAOS_NODES=$(NODES) ABACUS_CHAOS_NEMESES="$(NEMESES)" ABACUS_CHAOS_WORKLOADS="$(WORKLOADS)" ABACUS_CHAOS_DIR=$(DIR) \
+	  $(GO) test -tags system -run '^TestChaos$$' -timeout 0 -count=1 -v ./chaos/
 
-# A missing tool is a failure: a test that was skipped has shown nothing.
+chaos-long: ## the same for DURATION (90m)
+	$(MAKE) chaos DURATION=$(if $(filter file,$(origin DURATION)),90m,$(DURATION))
+
 test-tools: ## redis-cli, redis-benchmark and awk against real nodes, and all unit tests under the race detector
-	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	@set -e; $(NEEDS); \
 	  need redis-cli redis-tools; need redis-benchmark redis-tools; need gcc gcc; need awk mawk; need sort coreutils; need zcat gzip
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(UNIT)
 	$(GO) test -tags tools -run '^TestTools' -timeout 9m -count=1 ./chaos/
 
 test-system: ## tests that need root: disks that freeze, fail, hang and fill under real nodes, power cuts, networks that are cut
 	@test "$$(id -u)" = 0 || { echo "make test-system needs root: it mounts and freezes file systems, and traces processes (sudo make test-system)" >&2; exit 1; }
-	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	@set -e; $(NEEDS); \
 	  need fsfreeze util-linux; need losetup mount; need mount mount; need mkfs.ext4 e2fsprogs; need strace strace; \
 	  need ip iproute2; need nft nftables; need nsenter util-linux; need ping iputils-ping
 	$(GO) test -tags system -timeout 2m -count=1 -v ./chaos/lan/
@@ -55,7 +66,7 @@ test-system: ## tests that need root: disks that freeze, fail, hang and fill und
 CUTS ?= 300
 powercut: ## CUTS (300) power cuts under one node and under three, for root; a long run: make powercut CUTS=5000
 	@test "$$(id -u)" = 0 || { echo "make powercut needs root: it mounts file systems (sudo make powercut)" >&2; exit 1; }
-	@set -e; need() { command -v "$$1" >/dev/null || { echo "$$1 is missing: install the package $$2 (apt-get install $$2)" >&2; exit 1; }; }; \
+	@set -e; $(NEEDS); \
 	  need losetup mount; need mkfs.ext4 e2fsprogs
 	ABACUS_CUTS=$(CUTS) $(GO) test -tags system -run '^TestPowerCut' -timeout $$(( 10 + $(CUTS) / 30 ))m -count=1 -v ./chaos/
 

@@ -83,7 +83,7 @@ func (c *cluster) start(id string) *testNode {
 	log := slog.New(slog.DiscardHandler)
 	n.worker, n.master = NewWorker(n, n.t, log), NewMaster(n, n.t, log)
 	n.worker.turns = make(chan struct{}, 2) // whatever this machine has
-	n.jobs = NewJobs(id, c.ledger, n, log)
+	n.jobs = NewJobs(id, c.ledger, n, time.Now, log)
 	c.mu.Lock()
 	c.nodes[id] = n
 	c.mu.Unlock()
@@ -335,7 +335,7 @@ func (c *cluster) run(ctx context.Context, node string, s job.Spec) job.Record {
 }
 
 func (c *cluster) coordinate(ctx context.Context, rec job.Record, env CoordinatorEnv) job.Record {
-	return NewCoordinator(slog.New(slog.DiscardHandler)).Run(ctx, rec, env)
+	return NewCoordinator(time.Now, slog.New(slog.DiscardHandler)).Run(ctx, rec, env)
 }
 
 type savedNowhere struct{ Env }

@@ -47,16 +47,21 @@ const (
 )
 
 // Coordinator runs one job over all shards.
-type Coordinator struct{ log *slog.Logger }
+type Coordinator struct {
+	now func() time.Time
+	log *slog.Logger
+}
 
-// NewCoordinator returns a coordinator; it may run any number of jobs at once.
-func NewCoordinator(log *slog.Logger) *Coordinator { return &Coordinator{log: log} }
+// NewCoordinator returns a coordinator; it may run any number of jobs at once. now is the wall clock.
+func NewCoordinator(now func() time.Time, log *slog.Logger) *Coordinator {
+	return &Coordinator{now: now, log: log}
+}
 
 // Run runs the job of rec and returns the record in its final state; or still
 // running if ctx ended or the job was taken over, which decides nothing. It answers for
 // every slot or not at all: a shard that fails fails the job.
 func (c *Coordinator) Run(ctx context.Context, rec job.Record, env CoordinatorEnv) job.Record {
-	run := &jobRun{rec: rec, env: env, log: c.log, updates: make(chan shardUpdate), calls: make(chan struct{}, maxShardCalls)}
+	run := &jobRun{rec: rec, env: env, now: c.now, log: c.log, updates: make(chan shardUpdate), calls: make(chan struct{}, maxShardCalls)}
 	timed, cancel := context.WithTimeoutCause(ctx, rec.Spec.Timeout(), job.ErrTimeout)
 	defer cancel()
 	run.ctx, run.cancel = context.WithCancelCause(timed)
@@ -76,6 +81,7 @@ var errSuperseded = errors.New("job was cancelled or taken over")
 // goroutine that sends updates.
 type jobRun struct {
 	env     CoordinatorEnv
+	now     func() time.Time
 	log     *slog.Logger
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -179,7 +185,7 @@ func checkCovered(ranges [][2]uint16) error {
 // conclude turns the end of the loop into the job's end.
 func (r *jobRun) conclude(err error) {
 	rec := &r.rec
-	rec.FinishedMillis = time.Now().UnixMilli()
+	rec.FinishedMillis = r.now().UnixMilli()
 	rec.Records, rec.Bad, rec.BadKeys = r.total.Records, r.total.Bad, r.total.BadKeys()
 	var value job.Value
 	if err == nil {

@@ -64,6 +64,7 @@ type Jobs struct {
 	self   string
 	ledger Ledger
 	env    Env
+	now    func() time.Time
 	log    *slog.Logger
 	co     *Coordinator
 
@@ -74,9 +75,9 @@ type Jobs struct {
 	asOf    time.Time
 }
 
-// NewJobs returns the list for node self.
-func NewJobs(self string, ledger Ledger, env Env, log *slog.Logger) *Jobs {
-	return &Jobs{self: self, ledger: ledger, env: env, log: log, co: NewCoordinator(log), wake: make(chan struct{}, 1)}
+// NewJobs returns the list for node self. now is the wall clock, which a job's record is told in.
+func NewJobs(self string, ledger Ledger, env Env, now func() time.Time, log *slog.Logger) *Jobs {
+	return &Jobs{self: self, ledger: ledger, env: env, now: now, log: log, co: NewCoordinator(now, log), wake: make(chan struct{}, 1)}
 }
 
 // Submit queues a job and returns its id. With an id in the spec it is
@@ -106,7 +107,7 @@ func (j *Jobs) Submit(ctx context.Context, spec job.Spec) (string, error) {
 		}
 		return "", fmt.Errorf("submit job %s: %w", spec.ID, known)
 	}
-	rec := job.Record{ID: spec.ID, Spec: spec, State: job.Queued, SubmittedMillis: time.Now().UnixMilli()}
+	rec := job.Record{ID: spec.ID, Spec: spec, State: job.Queued, SubmittedMillis: j.now().UnixMilli()}
 	err := j.retry(ctx, func(ctx context.Context) error {
 		_, err := j.ledger.Put(ctx, rec, 0)
 		if transport.CodeOf(err) != transport.CodeConflict {
@@ -196,7 +197,7 @@ func (j *Jobs) Cancel(ctx context.Context, id string) error {
 			return transport.Errorf(transport.CodeRefused, "job %s has already %s", id, rec.State)
 		}
 		rec.State, rec.Code, rec.Error = job.Cancelled, job.CodeCancelled, "cancelled"
-		rec.FinishedMillis = time.Now().UnixMilli()
+		rec.FinishedMillis = j.now().UnixMilli()
 		return nil
 	})
 	if err == nil {

@@ -200,10 +200,10 @@ func (j *Jobs) run(ctx context.Context, id string) {
 		r.State, r.Coordinator = job.Running, j.self
 		r.Shards, r.Progress = nil, job.Progress{}
 		if r.StartedMillis == 0 {
-			r.StartedMillis = time.Now().UnixMilli()
+			r.StartedMillis = j.now().UnixMilli()
 		}
 		if r.Epoch > maxEpochs {
-			r.State, r.Code, r.FinishedMillis = job.Failed, job.CodeFailed, time.Now().UnixMilli()
+			r.State, r.Code, r.FinishedMillis = job.Failed, job.CodeFailed, j.now().UnixMilli()
 			r.Error = fmt.Sprintf("lost its coordinator %d times", maxEpochs)
 		}
 		rec = *r

@@ -23,6 +23,7 @@ func (n *Node) frontConfig(mode front.Mode) front.Config {
 		MaxCommandBytes: n.cfg.MaxCommandBytes,
 		MaxClients:      n.cfg.MaxClients,
 		CommandTimeout:  n.cfg.CommandTimeout,
+		Now:             n.cfg.Now,
 		Log:             n.log,
 	}
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -89,6 +90,11 @@ type Config struct {
 
 	// OnReplicas is told how many replicas run here, after each change; it does not wait. Default: nobody is.
 	OnReplicas func(count int)
+
+	// Dial connects to peers (default: TCP), and Now is the wall clock (default: time.Now), which nothing but what users are told
+	// in times of day depends on. Tests have the one late and the other wrong.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	Now  func() time.Time
 
 	// Pprof serves profiles of the process under /debug/pprof/ on HTTPAddr. They cost processor
 	// time, and tell what commands and keys are made of.

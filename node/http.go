@@ -42,6 +42,8 @@ func newHTTPServer(n *Node) *httpServer {
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	mux.HandleFunc("GET /v1/status", h.status)
+	mux.HandleFunc("GET /v1/shards/{id}/replica", h.replica)
+	mux.HandleFunc("POST /v1/shards/{id}/leader", h.moveLeader)
 	mux.HandleFunc("POST /v1/sessions", h.openSession)
 	mux.HandleFunc("GET /v1/jobs", h.listJobs)
 	mux.HandleFunc("POST /v1/jobs", h.submitJob)
@@ -199,6 +201,10 @@ func checkExtras(r *http.Request) error {
 		allowed = []string{"consistency", "max-ms"}
 	case strings.HasPrefix(r.URL.Path, "/v1/jobs/") && strings.HasSuffix(r.URL.Path, "/result"):
 		allowed = []string{"wait"}
+	case strings.HasPrefix(r.URL.Path, "/v1/shards/") && strings.HasSuffix(r.URL.Path, "/replica"):
+		allowed = []string{"from", "to"}
+	case strings.HasPrefix(r.URL.Path, "/v1/shards/") && strings.HasSuffix(r.URL.Path, "/leader"):
+		allowed = []string{"node"}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 func (n *Node) initCompute() {
 	n.worker = compute.NewWorker(jobViews{n}, n.transport, n.log)
 	n.master = compute.NewMaster(jobShards{n}, n.transport, n.log)
-	n.jobs = compute.NewJobs(n.cfg.ID, jobLedger{n}, jobEnv{n}, n.log)
+	n.jobs = compute.NewJobs(n.cfg.ID, jobLedger{n}, jobEnv{n}, n.cfg.Now, n.log)
 }
 
 // jobViews opens views of replicas here, for workers.

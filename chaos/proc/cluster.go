@@ -66,6 +66,8 @@ type Config struct {
 	// Host says where a node runs (nil: in this machine's own network, on 127.0.0.1). With it the ports are those of
 	// BasePort or of 7400, and nobody looks whether they are free.
 	Host func(n int) Host
+	// Env is what nodes have in their environment beside this process's own.
+	Env []string
 	// DieWithParent has the kernel kill the nodes when this process ends, however
 	// it ends. For tests; not where nodes shall outlive the command.
 	DieWithParent bool
@@ -108,6 +110,7 @@ type nodeState struct {
 // Cluster is the nodes of one directory.
 type Cluster struct {
 	dir           string
+	env           []string
 	dieWithParent bool
 	// reserved holds the base port itself, which no node uses, so that two
 	// clusters which pick free ports never pick the same ones.
@@ -142,7 +145,7 @@ func Create(cfg Config) (*Cluster, error) {
 	if _, err := os.Stat(statePath(dir)); err == nil {
 		return nil, fmt.Errorf("%s holds a cluster already", dir)
 	}
-	c := &Cluster{dir: dir, dieWithParent: cfg.DieWithParent}
+	c := &Cluster{dir: dir, env: cfg.Env, dieWithParent: cfg.DieWithParent}
 	if cfg.BasePort == 0 && cfg.Host != nil {
 		cfg.BasePort = hostsBase
 	}

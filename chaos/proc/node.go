@@ -85,6 +85,9 @@ func (n *Node) Start() error {
 		}
 		cmd := exec.Command(line[0], line[1:]...)
 		cmd.Stdout, cmd.Stderr = log, log
+		if n.c.env != nil {
+			cmd.Env = append(os.Environ(), n.c.env...)
+		}
 		// A group of its own, or Ctrl-C in the terminal would go to all nodes at
 		// once instead of to the command that stops them in order.
 		cmd.SysProcAttr = processAttributes(n.c.dieWithParent)

@@ -43,7 +43,8 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.Int64Var(&cfg.SegmentBytes, "log-segment-bytes", 0, "for tests: size of the log's files")
 	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "for tests: fold a shard's state into its file when so much has gathered")
 	f.Uint64Var(&cfg.SnapshotEntries, "snapshot-entries", 0, "for tests: cut a shard's log after so many entries")
-	for _, name := range []string{"log-segment-bytes", "checkpoint-bytes", "snapshot-entries"} {
+	f.StringVar(&opts.faultFile, "fault-file", "", "for tests: delays and a wrong clock, see faults")
+	for _, name := range []string{"log-segment-bytes", "checkpoint-bytes", "snapshot-entries", "fault-file"} {
 		if err := f.MarkHidden(name); err != nil {
 			panic(err) // there is no such flag
 		}

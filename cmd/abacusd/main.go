@@ -107,6 +107,14 @@ flags; 3 stopped at once.`,
 			}
 			cfg.Log = log
 			cfg.Fatal = func(err error) { die(stderr, err) }
+			if opts.faultFile != "" {
+				f, err := newFaults(opts.faultFile, log)
+				if err != nil {
+					return &usageError{fmt.Errorf("--fault-file: %w", err)}
+				}
+				cfg.Dial, cfg.Now = f.dial, f.clock
+				go f.watch(context.Background())
+			}
 			if err := cfg.Validate(); err != nil {
 				return &usageError{err}
 			}
@@ -199,7 +207,7 @@ func goVersion() string {
 
 // options are about the process rather than the node.
 type options struct {
-	config              string
+	config, faultFile   string
 	logLevel, logFormat string
 }
 

@@ -61,7 +61,7 @@ func adminCommands() []*spec {
 		cluster("asking", "Does nothing: slots never need it here.", ok),
 		&spec{name: "time", arity: 1, flags: flagFast | flagLoading | flagStale, group: "server", since: "2.6.0", summary: "Returns the time of this node's clock.", tips: "nondeterministic_output",
 			run: func(c *conn, _ context.Context, _ [][]byte) error {
-				now := time.Now()
+				now := c.srv.cfg.Now()
 				c.w.Array(2)
 				c.w.BulkString(strconv.FormatInt(now.Unix(), 10))
 				c.w.BulkString(strconv.Itoa(now.Nanosecond() / 1000))

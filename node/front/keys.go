@@ -62,7 +62,7 @@ func planExpire(unit time.Duration, absolute bool, name string) func(*plan, *req
 			return err
 		}
 		if absolute {
-			ttl -= time.Now().UnixMilli()
+			ttl -= p.c.srv.cfg.Now().UnixMilli()
 		}
 		var f command.Flags
 		for _, arg := range r.args[3:] {

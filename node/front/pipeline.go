@@ -487,7 +487,7 @@ func replyTTL(p *plan, r *request) {
 		return
 	}
 	if r.b == 1 {
-		ms += time.Now().UnixMilli()
+		ms += p.c.srv.cfg.Now().UnixMilli()
 	}
 	if r.a != 1 {
 		ms = (ms + 500) / 1000

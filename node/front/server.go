@@ -48,7 +48,9 @@ type Config struct {
 	// WriteTimeout is how long a client may leave one piece of a reply (at most 1 MiB)
 	// unread before it is cut off. Default 30 s.
 	WriteTimeout time.Duration
-	Log          *slog.Logger
+	// Now is the wall clock, for what is told or asked in times of day. Default time.Now.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 func (c *Config) setDefaults() {
@@ -63,6 +65,9 @@ func (c *Config) setDefaults() {
 		if *f.v <= 0 {
 			*f.v = f.d
 		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.MaxCommandBytes <= 0 {
 		c.MaxCommandBytes = 64 << 20

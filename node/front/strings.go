@@ -154,7 +154,7 @@ func planSet(p *plan, r *request) error {
 				return errSyntax
 			}
 			var err error
-			if ttl, err = u.ttl(r.args[i], "set"); err != nil {
+			if ttl, err = u.ttl(p.c.srv.cfg.Now, r.args[i], "set"); err != nil {
 				return err
 			}
 		}
@@ -205,7 +205,7 @@ func (u expiryUnit) millis(arg []byte, name string) (int64, error) {
 
 // ttl is the time to live, at least one millisecond: a moment in the past ends
 // the key with the shard's next tick, not before it was written.
-func (u expiryUnit) ttl(arg []byte, name string) (int64, error) {
+func (u expiryUnit) ttl(now func() time.Time, arg []byte, name string) (int64, error) {
 	ms, err := u.millis(arg, name)
 	if err != nil {
 		return 0, err
@@ -214,14 +214,14 @@ func (u expiryUnit) ttl(arg []byte, name string) (int64, error) {
 		return 0, refusal("ERR invalid expire time in '" + name + "' command")
 	}
 	if u.absolute {
-		ms -= time.Now().UnixMilli()
+		ms -= now().UnixMilli()
 	}
 	return max(ms, 1), nil
 }
 
 func planSetEx(unit time.Duration, name string) func(*plan, *request) error {
 	return func(p *plan, r *request) error {
-		ttl, err := expiryUnit{unit: unit}.ttl(r.args[2], name)
+		ttl, err := expiryUnit{unit: unit}.ttl(p.c.srv.cfg.Now, r.args[2], name)
 		if err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func planGetEx(p *plan, r *request) error {
 			f = command.FlagPersist
 		case timed && len(r.args) == 4:
 			var err error
-			if ttl, err = u.ttl(r.args[3], "getex"); err != nil {
+			if ttl, err = u.ttl(p.c.srv.cfg.Now, r.args[3], "getex"); err != nil {
 				return err
 			}
 		default:

@@ -1,0 +1,343 @@
+//go:build linux
+
+package campaign
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// failingDisk has every write and sync of a node's files fail with EIO, as strace does it. The node ends.
+func (s *siege) failingDisk() (*fault, error) {
+	n := s.leader()
+	pid := s.b.node(n).Pid()
+	if pid == 0 {
+		return nil, fmt.Errorf("n%d does not run", n)
+	}
+	s.b.excuse(n)
+	s.b.hold(n)
+	ctx, cancel := context.WithCancel(context.Background())
+	trace := exec.CommandContext(ctx, "strace", "-f", "-qq", "-o", os.DevNull, "-p", strconv.Itoa(pid),
+		"-e", "trace=pwrite64,fdatasync,fsync", "-e", "inject=pwrite64,fdatasync,fsync:error=EIO")
+	if err := trace.Start(); err != nil {
+		cancel()
+		return nil, fmt.Errorf("strace: %w", err)
+	}
+	return &fault{
+		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
+		bit: func() (bool, error) { return !s.b.node(n).Running(), nil },
+		mend: func() error {
+			cancel()
+			_ = trace.Wait()
+			err := s.b.release(n)
+			s.b.acquit(n)
+			return err
+		},
+	}, nil
+}
+
+// fullDisk fills a node's disk to the last byte.
+func (s *siege) fullDisk() (*fault, error) {
+	n := s.leader()
+	s.b.excuse(n)
+	filler := filepath.Join(s.b.disk(n).Path(), "filler")
+	if err := fill(filler); err != nil {
+		return nil, errors.Join(err, os.Remove(filler))
+	}
+	return &fault{
+		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
+		bit: func() (bool, error) {
+			var st syscall.Statfs_t
+			err := syscall.Statfs(s.b.disk(n).Path(), &st)
+			return int64(st.Bavail)*st.Bsize < 16<<20, err
+		},
+		mend: func() error {
+			err := os.Remove(filler)
+			s.b.acquit(n)
+			return err
+		},
+	}, nil
+}
+
+// fill writes a file until there is no room.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Blocks without bytes are room enough to take away.
+	for at, size := int64(0), int64(64<<20); size >= 4096; {
+		switch err := syscall.Fallocate(int(f.Fd()), 0, at, size); {
+		case err == nil:
+			at += size
+		case errors.Is(err, syscall.ENOSPC):
+			size /= 2
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// hungDisk freezes a node's file system for longer than it puts up with.
+func (s *siege) hungDisk() (*fault, error) {
+	n := s.leader()
+	s.b.excuse(n)
+	at := s.b.disk(n).Path()
+	said := s.b.saidSoFar(n)
+	if out, err := exec.Command("fsfreeze", "--freeze", at).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("freeze %s: %w: %s", at, err, out)
+	}
+	return &fault{
+		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
+		// A process that waits for a frozen disk is there until the thaw, but says that it ends.
+		bit: func() (bool, error) {
+			return !s.b.node(n).Running() || s.b.saidSince(n, said) != noLastWords, nil
+		},
+		mend: func() error {
+			out, err := exec.Command("fsfreeze", "--unfreeze", at).CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("thaw %s: %w: %s", at, err, out)
+			}
+			s.b.acquit(n)
+			return err
+		},
+	}, nil
+}
+
+// damage spoils files of a node that is down. It is well again when it has got everything from the others.
+func (s *siege) damage(spoil func(dir string, rng *rand.Rand) (string, error)) (*fault, error) {
+	n := s.some(1)[0]
+	return s.robbed(n, func() (string, error) {
+		what, err := spoil(s.b.node(n).DataDir(), s.rng)
+		return fmt.Sprintf("n%d: %s", n, what), err
+	})
+}
+
+// wipe takes away a node's whole data directory.
+func (s *siege) wipe() (*fault, error) {
+	n := s.some(1)[0]
+	return s.robbed(n, func() (string, error) { return fmt.Sprintf("n%d", n), s.b.removeData(n) })
+}
+
+// robbed does something to the files of a node that is down. Everybody else is sound before, and it is sound afterwards: of two nodes that
+// lose what they had, one must have got it back before the other loses it.
+func (s *siege) robbed(n int, rob func() (string, error)) (*fault, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	if err := s.b.sound(ctx); err != nil {
+		return nil, fmt.Errorf("before anything was damaged: %w", err)
+	}
+	s.b.excuse(n) // it may end when it meets the damage
+	if err := s.b.kill(n); err != nil {
+		return nil, err
+	}
+	what, err := rob()
+	if err != nil {
+		return nil, errors.Join(err, s.b.release(n))
+	}
+	return &fault{detail: what, nodes: []int{n}, mend: func() error {
+		if err := s.b.release(n); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+		defer cancel()
+		err := s.b.whole(ctx, n)
+		s.b.acquit(n)
+		return err
+	}}, nil
+}
+
+// files of a node, by pattern, in random order.
+func files(dir, pattern string, rng *rand.Rand) ([]string, error) {
+	list, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("no files %s in %s", pattern, dir)
+	}
+	rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list, err
+}
+
+// damageState flips a bit in every page of a replica's state, or cuts off its end.
+func damageState(dir string, rng *rand.Rand) (string, error) {
+	list, err := files(dir, "shard-*/*/state/state-*.db", rng)
+	if err != nil {
+		return "", err
+	}
+	path := list[0]
+	if rng.IntN(3) == 0 {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		return relative(dir, path) + " cut in half", os.Truncate(path, info.Size()/2)
+	}
+	return "a bit flipped in each page of " + relative(dir, path), change(path, func(b []byte) {
+		for at := 2*4096 + rng.IntN(4096); at < len(b); at += 4096 {
+			b[at] ^= 1 << rng.IntN(8)
+		}
+	})
+}
+
+// damageLog flips a bit in the first commit of a segment, which is below the last mark, or cuts the file.
+func damageLog(dir string, rng *rand.Rand) (string, error) {
+	list, err := filepath.Glob(filepath.Join(dir, "wal/*.wal"))
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("no log in %s", dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	slices.Sort(list)
+	const header, firstBytes = 4096, 44
+	path := list[rng.IntN(max(1, len(list)-1))] // not the last: its first commit may be the log's last
+	if len(list) > 1 && rng.IntN(3) == 0 {
+		return relative(dir, path) + " cut off", os.Truncate(path, header+firstBytes)
+	}
+	return "a bit flipped in " + relative(dir, path), change(path, func(b []byte) { b[header+rng.IntN(firstBytes)] ^= 1 << rng.IntN(8) })
+}
+
+// damageSnapshot flips a bit in what a replica knows of its last snapshot.
+func damageSnapshot(dir string, rng *rand.Rand) (string, error) {
+	list, err := files(dir, "shard-*/*/snapshot*/snapshot.json", rng)
+	if err != nil {
+		return "", err
+	}
+	return "a bit flipped in " + relative(dir, list[0]), change(list[0], func(b []byte) { b[rng.IntN(len(b))] ^= 1 << rng.IntN(8) })
+}
+
+func relative(dir, path string) string {
+	if r, err := filepath.Rel(dir, path); err == nil {
+		return r
+	}
+	return path
+}
+
+func change(path string, how func([]byte)) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	how(b)
+	return os.WriteFile(path, b, 0o600)
+}
+
+// faults is what a node is told to suffer, in its --fault-file.
+type faults struct {
+	// Delay is what its bytes to each peer wait, by peer address: at least and at most, in ms.
+	DelayMS map[string][2]int `json:"delay_ms,omitempty"`
+	// Cut are the addresses of peers that nothing reaches.
+	Cut []string `json:"cut,omitempty"`
+	// ClockOffsetMS is how wrong its wall clock is, and ClockRate how fast it runs (0: as it should).
+	ClockOffsetMS int64   `json:"clock_offset_ms,omitempty"`
+	ClockRate     float64 `json:"clock_rate,omitempty"`
+}
+
+// faultsNoticed is how long it may take until a node has read its file.
+const faultsNoticed = 300 * time.Millisecond
+
+func writeFaults(path string, f faults) error {
+	data, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".tmp", data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
+
+func (s *siege) suffer(detail string, nodes []int, each func(n int) faults, bit func() (bool, error)) (*fault, error) {
+	set := func(each func(int) faults) error {
+		var errs []error
+		for _, n := range nodes {
+			errs = append(errs, writeFaults(s.b.faultFile(n), each(n)))
+		}
+		return errors.Join(errs...)
+	}
+	return &fault{
+		detail: detail, nodes: nodes, bit: bit,
+		mend: func() error { err := set(func(int) faults { return faults{} }); wait(s.ctx, faultsNoticed); return err },
+	}, set(each)
+}
+
+// delay has the bytes of a node to all others, or of all, come late.
+func (s *siege) delay() (*fault, error) {
+	least := 1 + s.rng.IntN(100)
+	most := least + s.rng.IntN(10*least)
+	most = min(most, 900)
+	nodes, where := s.some(1), "all nodes"
+	if s.rng.IntN(2) == 0 {
+		nodes = s.order()
+	} else {
+		where = fmt.Sprintf("n%d", nodes[0])
+	}
+	late := func(int) faults {
+		f := faults{DelayMS: map[string][2]int{}}
+		for _, n := range s.b.c.Nodes() {
+			f.DelayMS[n.Addrs().Peer] = [2]int{least, most}
+		}
+		return f
+	}
+	return s.suffer(fmt.Sprintf("%d to %d ms from %s", least, most, where), nodes, late, func() (bool, error) { return s.b.noticed(nodes) })
+}
+
+// clock has a node's wall clock be wrong, by minutes or by a year, and go too fast or too slow.
+func (s *siege) clock() (*fault, error) {
+	nodes := s.some(1 + s.rng.IntN(s.b.nodes()))
+	off := []int64{-3_600_000, -60_000, 60_000, 3_600_000, 365 * 86_400_000}[s.rng.IntN(5)]
+	rate := []float64{0.5, 0.99, 1.01, 2}[s.rng.IntN(4)]
+	return s.suffer(fmt.Sprintf("%s by %v, at %v times its speed", names(nodes), time.Duration(off)*time.Millisecond, rate), nodes,
+		func(int) faults { return faults{ClockOffsetMS: off, ClockRate: rate} },
+		func() (bool, error) { return s.b.noticed(nodes) })
+}
+
+// noticed says whether nodes have said that they suffer what their files say.
+func (b *bed) noticed(nodes []int) (bool, error) {
+	for _, n := range nodes {
+		info, err := os.Stat(b.faultFile(n))
+		if err != nil {
+			return false, err
+		}
+		seen, err := os.ReadFile(b.faultFile(n) + ".seen")
+		if err != nil || string(seen) != strconv.FormatInt(info.ModTime().UnixNano(), 10) {
+			return false, nil // a node that does not run notices nothing
+		}
+	}
+	return true, nil
+}
+
+// moveLeader asks for another leader of a shard.
+func (b *bed) moveLeader(ctx context.Context, shard uint32, rng *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	leader := b.c.Leader(ctx, shard)
+	if leader == nil {
+		return errors.New("no leader")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/v1/shards/%d/leader?node=n%d", leader.Addrs().HTTP, shard, 1+rng.IntN(b.nodes())), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return errors.New(resp.Status)
+	}
+	return nil
+}

@@ -1,0 +1,322 @@
+//go:build linux
+
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/abacusdb/abacus/chaos/workload"
+	"github.com/abacusdb/abacus/client"
+	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/transport/resp"
+)
+
+const (
+	// opTimeout bounds one operation, all attempts of the client together.
+	opTimeout = 12 * time.Second
+	// rawTimeout bounds one on a connection that a user makes by himself.
+	rawTimeout = 5 * time.Second
+	// jobTimeout bounds a job.
+	jobTimeout = 60 * time.Second
+)
+
+// clients are the ways in which users reach the cluster: the Go client, over all nodes or knowing but one of them at first, the same content with
+// stale reads, and connections of their own to one node.
+type clients struct {
+	all, stale *client.Client
+	one        []*client.Client // knows node n at n-1
+	followers  []string         // cluster addresses, whose READONLY connections read from replicas
+	plain      []string         // client addresses
+}
+
+func openClients(b *bed) (*clients, error) {
+	cs := &clients{followers: b.c.ClusterAddrs(), plain: b.c.ClientAddrs()}
+	var errs []error
+	open := func(cfg client.Config) *client.Client {
+		cfg.Timeout = opTimeout
+		c, err := client.Open(cfg)
+		errs = append(errs, err)
+		return c
+	}
+	cs.all = open(client.Config{Addrs: cs.plain})
+	cs.stale = open(client.Config{Addrs: cs.plain, Stale: true})
+	for _, addr := range cs.plain {
+		cs.one = append(cs.one, open(client.Config{Addrs: []string{addr}}))
+	}
+	return cs, errors.Join(errs...)
+}
+
+func (cs *clients) close() {
+	for _, c := range append(cs.one, cs.all, cs.stale) {
+		if c != nil {
+			_ = c.Close() // nothing of it is wanted any more
+		}
+	}
+}
+
+// worker is one user. It has one operation under way at a time.
+type worker struct {
+	cs  *clients
+	c   *client.Client
+	rng *rand.Rand
+	raw map[string]*rawConn // by address
+	tl  *timeline
+}
+
+// run works until stop is closed: a call of a workload by chance, in a shard by chance.
+func (w *worker) run(stop <-chan struct{}, loads []workload.Workload, shards int, think time.Duration) {
+	defer w.close()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Duration(w.rng.Int64N(int64(think) + 1))):
+		}
+		load := loads[w.rng.IntN(len(loads))]
+		w.do(load.Next(w.rng, w.rng.IntN(shards), w.rng.IntN(2) == 0))
+	}
+}
+
+func (w *worker) close() {
+	for _, c := range w.raw {
+		c.close()
+	}
+	clear(w.raw)
+}
+
+// do carries out a call and settles it.
+func (w *worker) do(call workload.Call) workload.Outcome {
+	began := time.Now()
+	result, err := w.exec(call.Op)
+	o := outcomeOf(call.Op, err)
+	w.tl.operation(began, time.Since(began), o, err)
+	call.Settle(o, result)
+	return o
+}
+
+// errSurely is of an operation that was certainly not carried out.
+var errSurely = errors.New("not carried out")
+
+// outcomeOf sorts what a client says into the three kinds.
+func outcomeOf(op workload.Op, err error) workload.Outcome {
+	switch {
+	case err == nil:
+		return workload.Answered
+	case op.Reads(), errors.Is(err, errSurely):
+		return workload.Failed // a read changes nothing, whatever became of it
+	case codeOf(err) == "UNCERTAIN", errors.Is(err, client.ErrUncertain), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return workload.Uncertain
+	}
+	return workload.Failed
+}
+
+func (w *worker) exec(op workload.Op) (r workload.Result, err error) {
+	limit := opTimeout
+	if op.Kind == workload.Job {
+		limit = jobTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	switch op.Kind {
+	case workload.Get:
+		return w.get(ctx, op)
+	case workload.Set:
+		return w.set(ctx, op)
+	case workload.Delete:
+		n, err := w.c.Del(ctx, op.Key)
+		return workload.Result{Done: n == 1}, err
+	case workload.Append:
+		reply, err := w.c.Do(ctx, "APPEND", op.Key, op.Value)
+		return workload.Result{Int: reply.Int}, err
+	case workload.Incr:
+		n, err := w.c.Incr(ctx, op.Key, op.By)
+		return workload.Result{Int: n}, err
+	case workload.Multi:
+		return w.multi(op)
+	case workload.List:
+		for key, err := range w.cs.all.Scan(ctx, client.ScanOptions{Prefix: op.Key}) {
+			if err != nil {
+				return r, err
+			}
+			r.Parts = append(r.Parts, workload.Result{Value: key})
+		}
+		return r, nil
+	case workload.Job:
+		return w.job(ctx, op)
+	}
+	panic(fmt.Sprintf("campaign: an operation of kind %d", op.Kind))
+}
+
+func (w *worker) get(ctx context.Context, op workload.Op) (workload.Result, error) {
+	c := w.c
+	switch op.Reading {
+	case workload.ByFollower:
+		return w.follower(op.Key)
+	case workload.Stale:
+		c = w.cs.stale
+	}
+	v, err := c.Get(ctx, op.Key)
+	if errors.Is(err, client.ErrNotFound) {
+		return workload.Result{}, nil
+	}
+	return workload.Result{Value: string(v)}, err
+}
+
+// follower reads at some node that has a replica.
+func (w *worker) follower(key string) (workload.Result, error) {
+	var last error
+	for _, i := range w.rng.Perm(len(w.cs.followers)) {
+		replies, err := w.on(w.cs.followers[i], []string{"READONLY"}, []string{"GET", key})
+		if err != nil {
+			return workload.Result{}, err
+		}
+		if last = replies[1].Err(); codeOf(last) != "MOVED" {
+			return workload.Result{Value: string(replies[1].Str)}, last
+		}
+	}
+	return workload.Result{}, last
+}
+
+// codeOf is the first word of a server's error, "" if it is none.
+func codeOf(err error) string {
+	var s *resp.ServerError
+	if errors.As(err, &s) {
+		return s.Code()
+	}
+	return ""
+}
+
+func (w *worker) set(ctx context.Context, op workload.Op) (r workload.Result, err error) {
+	switch {
+	case op.Compare:
+		r.Done, err = w.c.CAS(ctx, op.Key, []byte(op.Old), []byte(op.Value))
+	default:
+		r.Done, err = w.c.PutWith(ctx, op.Key, []byte(op.Value), client.PutOptions{TTL: op.TTL})
+	}
+	return r, err
+}
+
+// multi is a transaction on a connection to some node.
+func (w *worker) multi(op workload.Op) (r workload.Result, err error) {
+	cmds := [][]string{{"MULTI"}}
+	for _, p := range op.Parts {
+		switch p.Kind {
+		case workload.Get:
+			cmds = append(cmds, []string{"GET", p.Key})
+		case workload.Set:
+			cmds = append(cmds, []string{"SET", p.Key, p.Value})
+		case workload.Incr:
+			cmds = append(cmds, []string{"INCRBY", p.Key, strconv.FormatInt(p.By, 10)})
+		default:
+			panic(fmt.Sprintf("campaign: a part of kind %d", p.Kind))
+		}
+	}
+	replies, err := w.on(w.cs.plain[w.rng.IntN(len(w.cs.plain))], append(cmds, []string{"EXEC"})...)
+	if err != nil {
+		return r, err
+	}
+	exec := replies[len(replies)-1]
+	if err := exec.Err(); err != nil {
+		return r, err
+	}
+	if len(exec.Elems) != len(op.Parts) {
+		return r, fmt.Errorf("EXEC of %d commands answers %v", len(op.Parts), exec)
+	}
+	for _, part := range exec.Elems {
+		r.Parts = append(r.Parts, workload.Result{Value: string(part.Str), Int: part.Int})
+	}
+	return r, nil
+}
+
+func (w *worker) job(ctx context.Context, op workload.Op) (r workload.Result, err error) {
+	spec := job.Spec{Prefix: op.Key, As: "int", Reduce: op.Value, TimeoutMillis: jobTimeout.Milliseconds()}
+	id, err := w.c.SubmitJob(ctx, spec)
+	if err != nil {
+		return r, err
+	}
+	rec, err := w.c.JobWait(ctx, id, nil)
+	if err != nil {
+		return r, err
+	}
+	if rec.State != job.Succeeded || rec.Result == nil {
+		return r, fmt.Errorf("job %s is %s: %s", id, rec.State, rec.Error)
+	}
+	r.Int, err = strconv.ParseInt(rec.Result.String(), 10, 64)
+	return r, err
+}
+
+// rawConn is a connection that a user makes by himself: what breaks on it is his to judge.
+type rawConn struct {
+	nc net.Conn
+	rd *resp.ReplyReader
+}
+
+func (c *rawConn) close() { _ = c.nc.Close() }
+
+// on sends commands to a node, one pipeline, and returns as many replies. Errors of the network are uncertain from the first byte on that was sent.
+func (w *worker) on(addr string, cmds ...[]string) (replies []resp.Reply, err error) {
+	c := w.raw[addr]
+	if c == nil {
+		nc, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errSurely, err)
+		}
+		c = &rawConn{nc, resp.NewReplyReader(nc, resp.DefaultReplyLimits())}
+		if w.raw == nil {
+			w.raw = map[string]*rawConn{}
+		}
+		w.raw[addr] = c
+	}
+	defer func() {
+		if err != nil {
+			c.close()
+			delete(w.raw, addr)
+		}
+	}()
+	var out []byte
+	for _, cmd := range cmds {
+		out = resp.AppendCommandStrings(out, cmd...)
+	}
+	if err := c.nc.SetDeadline(time.Now().Add(rawTimeout)); err != nil {
+		return nil, fmt.Errorf("%w: %w", errSurely, err)
+	}
+	if _, err := c.nc.Write(out); err != nil {
+		return nil, fmt.Errorf("%w: %w", client.ErrUncertain, err)
+	}
+	for range cmds {
+		reply, err := c.rd.ReadReply()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", client.ErrUncertain, err)
+		}
+		replies = append(replies, reply)
+	}
+	return replies, nil
+}
+
+// prober writes to one shard all the time, to see when it does and when it does not.
+type prober struct {
+	shard int
+	key   string
+	tl    *timeline
+}
+
+// probeEvery is how often.
+const probeEvery = 100 * time.Millisecond
+
+func (p *prober) run(ctx context.Context, c *client.Client) {
+	for wait(ctx, probeEvery) {
+		began := time.Now()
+		opCtx, cancel := context.WithTimeout(ctx, opTimeout)
+		err := c.Put(opCtx, p.key, []byte(began.Format(time.RFC3339Nano)))
+		cancel()
+		if err == nil {
+			p.tl.probed(p.shard, began, time.Now())
+		}
+	}
+}

@@ -1,0 +1,338 @@
+//go:build linux
+
+package campaign
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/chaos/workload"
+)
+
+// finish reads everything back from a cluster that is whole again, compares its replicas, and judges.
+func (c *campaign) finish(ctx context.Context, cs *clients) error {
+	c.cfg.Log("all is mended: reading back")
+	settled, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := c.bed.sound(settled); err != nil {
+		c.findings.Add("in the end the cluster is not whole: %v", err)
+		return nil
+	}
+	wait(ctx, workload.Lateness)
+	w := &worker{cs: cs, c: cs.all, rng: rand.New(rand.NewPCG(c.cfg.Seed, 'f')), tl: c.tl}
+	unread := 0
+	for _, load := range c.distinct() {
+		for _, call := range load.Final() {
+			tries := 0
+			for ; tries < 3 && w.do(call) != workload.Answered; tries++ {
+			}
+			if tries == 3 {
+				unread++
+			}
+		}
+	}
+	w.close()
+	if unread > 0 {
+		c.findings.Add("%d reads were not answered, though nothing is broken any more", unread)
+	}
+	if err := c.compare(ctx); err != nil {
+		c.findings.Add("%v", err)
+	}
+	cs.close()
+	if err := c.backToBase(ctx); err != nil {
+		c.findings.Add("%v", err)
+	}
+	c.zombies(ctx)
+	for _, load := range c.distinct() {
+		c.keys += load.Check(&c.findings)
+	}
+	return nil
+}
+
+// distinct are the workloads, each once: in the list are some several times, to be chosen more often.
+func (c *campaign) distinct() (list []workload.Workload) {
+	for _, w := range c.loads {
+		if !slices.Contains(list, w) {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
+// digest is what a node says of its replica of a shard, see /v1/shards/{id}/replica.
+type digest struct {
+	Replica  string `json:"replica"`
+	Index    uint64 `json:"index"`
+	Hash     string `json:"hash"`
+	LogFirst uint64 `json:"log_first"`
+	LogLast  uint64 `json:"log_last"`
+	LogHash  string `json:"log_hash"`
+	node     *proc.Node
+}
+
+func (b *bed) digest(ctx context.Context, n *proc.Node, shard uint32, query string) (d digest, err error) {
+	err = getJSON(ctx, fmt.Sprintf("http://%s/v1/shards/%d/replica%s", n.Addrs().HTTP, shard, query), &d)
+	d.node = n
+	return d, err
+}
+
+// compare has all replicas of a shard tell their state at one index, and their logs as far as they overlap.
+func (c *campaign) compare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	for shard := range uint32(c.cfg.Shards) {
+		for {
+			again, err := c.compareShard(ctx, shard)
+			if err != nil {
+				return err
+			}
+			if again == "" {
+				break
+			}
+			// A purge of keys whose time is over is an entry, too.
+			if !wait(ctx, 100*time.Millisecond) {
+				return fmt.Errorf("replicas of shard %d do not come to one index: %s", shard, again)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string, err error) {
+	status, err := c.bed.c.Status(ctx)
+	if err != nil {
+		return err.Error(), nil
+	}
+	var all []digest
+	for _, sh := range status.Shards {
+		if sh.ID != shard {
+			continue
+		}
+		for _, r := range sh.Replicas {
+			d, err := c.bed.digest(ctx, c.bed.c.ByID(r.Node), shard, "")
+			if err != nil {
+				return err.Error(), nil
+			}
+			all = append(all, d)
+		}
+	}
+	if len(all) != c.cfg.Replicas {
+		return fmt.Sprintf("%d replicas", len(all)), nil
+	}
+	from, to := uint64(1), all[0].Index
+	for _, d := range all {
+		if d.Index != all[0].Index {
+			return fmt.Sprintf("%s is at %d, %s at %d", all[0].Replica, all[0].Index, d.Replica, d.Index), nil
+		}
+		if d.Hash != all[0].Hash {
+			c.findings.Add("shard %d: replicas %s and %s hold different states at index %d", shard, all[0].Replica, d.Replica, d.Index)
+		}
+		from, to = max(from, d.LogFirst), min(to, d.LogLast)
+	}
+	if from > to {
+		return "", nil // one has just cut its log
+	}
+	query := fmt.Sprintf("?from=%d&to=%d", from, to)
+	first := ""
+	for _, d := range all {
+		d, err := c.bed.digest(ctx, d.node, shard, query)
+		if err != nil {
+			return err.Error(), nil // it has cut its log meanwhile
+		}
+		if first == "" {
+			first = d.LogHash
+		}
+		if d.LogHash != first {
+			c.findings.Add("shard %d: the logs of %s and %s differ between the entries %d and %d", shard, all[0].Replica, d.Replica, from, to)
+		}
+	}
+	return "", nil
+}
+
+// sound waits until all nodes run, every shard has all its voters, none of them behind, and nobody reports a problem.
+func (b *bed) sound(ctx context.Context) error {
+	for {
+		why := b.unsound(ctx)
+		if why == "" {
+			return nil
+		}
+		if !wait(ctx, 200*time.Millisecond) {
+			return fmt.Errorf("the cluster is not whole: %s", why)
+		}
+	}
+}
+
+func (b *bed) unsound(ctx context.Context) string {
+	for _, n := range b.c.Nodes() {
+		if !n.Running() {
+			return n.ID() + " does not run"
+		}
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		s, err := n.Status(ctx)
+		cancel()
+		if err != nil {
+			return err.Error()
+		}
+		if len(s.Problems) > 0 {
+			return fmt.Sprintf("%s says: %s", n.ID(), strings.Join(s.Problems, "; "))
+		}
+		for _, sh := range s.Shards {
+			voters := 0
+			for _, r := range sh.Replicas {
+				if r.Voter && (r.State == "leader" || r.State == "follower") && r.Lag < 1000 {
+					voters++
+				}
+			}
+			if sh.Leader == "" || voters < b.c.Replicas() {
+				return fmt.Sprintf("%s says that shard %d is led by %q and has %d voters that keep up: %s", n.ID(), sh.ID, sh.Leader, voters, sh.Problem)
+			}
+		}
+	}
+	return ""
+}
+
+// whole has every replica of a node read all of its state: what is damaged in it is found now.
+func (b *bed) whole(ctx context.Context, n int) error {
+	for {
+		why := b.unsound(ctx)
+		if why == "" {
+			why = b.unread(ctx, n)
+		}
+		if why == "" {
+			return nil
+		}
+		if !wait(ctx, 200*time.Millisecond) {
+			return fmt.Errorf("n%d is not whole again: %s", n, why)
+		}
+	}
+}
+
+func (b *bed) unread(ctx context.Context, n int) string {
+	s, err := b.node(n).Status(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	for _, sh := range s.Shards {
+		for _, r := range sh.Replicas {
+			if r.Node != b.node(n).ID() {
+				continue
+			}
+			if _, err := b.digest(ctx, b.node(n), sh.ID, ""); err != nil {
+				return err.Error()
+			}
+		}
+	}
+	return ""
+}
+
+// footprint is what a process holds.
+type footprint struct {
+	Descriptors, Goroutines int
+}
+
+func (b *bed) footprints(ctx context.Context) (list []footprint, err error) {
+	for _, n := range b.c.Nodes() {
+		var f footprint
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
+		if err != nil {
+			return nil, err
+		}
+		f.Descriptors = len(fds)
+		text, err := get(ctx, "http://"+n.Addrs().HTTP+"/debug/pprof/goroutine?debug=1")
+		if err != nil {
+			return nil, err
+		}
+		if _, err := fmt.Sscanf(string(text), "goroutine profile: total %d", &f.Goroutines); err != nil {
+			return nil, fmt.Errorf("goroutines of %s: %.100q", n.ID(), text)
+		}
+		list = append(list, f)
+	}
+	return list, nil
+}
+
+// grown is how much more than at the beginning a node may hold, when nobody works any more: replicas
+// have moved, and what is idle is let go of late.
+const grown = 1.5
+
+// backToBase waits until no node holds much more than at the beginning.
+func (c *campaign) backToBase(ctx context.Context) error {
+	limit := time.Now().Add(30 * time.Second)
+	for {
+		var err error
+		if c.after, err = c.bed.footprints(ctx); err != nil {
+			return err
+		}
+		why := ""
+		for i, f := range c.after {
+			base := c.base[i]
+			if float64(f.Descriptors) > grown*float64(base.Descriptors)+20 || float64(f.Goroutines) > grown*float64(base.Goroutines)+50 {
+				why = fmt.Sprintf("n%d holds %d descriptors and %d goroutines, at the beginning %d and %d", i+1, f.Descriptors, f.Goroutines, base.Descriptors, base.Goroutines)
+			}
+		}
+		if why == "" {
+			return nil
+		}
+		if time.Now().After(limit) || !wait(ctx, 500*time.Millisecond) {
+			return errors.New(why)
+		}
+	}
+}
+
+// zombies looks for replicas on disks that the cluster does not know.
+func (c *campaign) zombies(ctx context.Context) {
+	status, err := c.bed.c.Status(ctx)
+	if err != nil {
+		c.findings.Add("%v", err)
+		return
+	}
+	known := map[string]bool{}
+	for _, sh := range status.Shards {
+		for _, r := range sh.Replicas {
+			known[r.ID] = true
+		}
+	}
+	for _, n := range c.bed.c.Nodes() {
+		dirs, _ := filepath.Glob(filepath.Join(n.DataDir(), "shard-*", "*"))
+		for _, d := range dirs {
+			if id := filepath.Base(d); !strings.Contains(id, ".damaged") && !known[id] {
+				c.findings.Add("%s still keeps %s, which no shard has any more", n.ID(), d)
+			}
+		}
+	}
+}
+
+func get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %.200s", url, resp.Status, body)
+	}
+	return body, err
+}
+
+func getJSON(ctx context.Context, url string, into any) error {
+	body, err := get(ctx, url)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, into)
+}

@@ -1,0 +1,137 @@
+//go:build linux
+
+package campaign
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A seed is a plan, and each kind comes once in a round.
+func TestPlan(t *testing.T) {
+	one, two, other := newPlan(7, kinds), newPlan(7, kinds), newPlan(8, kinds)
+	differs, companions := 0, 0
+	for round := range 20 {
+		seen := map[string]int{}
+		for range kinds {
+			s, again, x := one.next(), two.next(), other.next()
+			if fmt.Sprint(s.kind, s.hold, s.seed, s.with != nil) != fmt.Sprint(again.kind, again.hold, again.seed, again.with != nil) {
+				t.Fatalf("one seed, two plans: %+v, %+v", s, again)
+			}
+			if s.kind != x.kind || s.seed != x.seed {
+				differs++
+			}
+			seen[s.kind]++
+			k := find(s.kind)
+			if s.hold < k.least || s.hold > k.most {
+				t.Errorf("%s for %v, want %v to %v", s.kind, s.hold, k.least, k.most)
+			}
+			if s.with == nil {
+				continue
+			}
+			companions++
+			with := find(s.with.kind)
+			if k.alone || with.alone || k.touches&with.touches != 0 {
+				t.Errorf("%s during %s", s.with.kind, s.kind)
+			}
+			if s.with.hold > s.hold {
+				t.Errorf("%s for %v during %s for %v", s.with.kind, s.with.hold, s.kind, s.hold)
+			}
+		}
+		for _, k := range kinds {
+			if seen[k.name] != 1 {
+				t.Errorf("round %d: %s came %d times", round, k.name, seen[k.name])
+			}
+		}
+	}
+	if differs < len(kinds) {
+		t.Error("another seed is the same plan")
+	}
+	if all := 20 * len(kinds); companions < all/10 || companions > all/2 {
+		t.Errorf("%d of %d faults had a companion", companions, all)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	if list, err := choose([]string{"split", "kill one"}, true); err != nil || len(list) != 2 || list[0].name != "split" {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, err := choose([]string{"meteor"}, false); err == nil {
+		t.Error("a fault that there is not")
+	}
+	if _, err := choose([]string{"full disk"}, true); err == nil {
+		t.Error("a fault that takes root, without")
+	}
+	if list, err := choose(nil, true); err != nil || len(list) < 15 || slices.ContainsFunc(list, func(k kind) bool { return k.root }) {
+		t.Errorf("%d kinds without root, %v", len(list), err)
+	}
+	if list, err := choose(nil, false); err != nil || len(list) != len(kinds) {
+		t.Errorf("%d kinds of %d, %v", len(list), len(kinds), err)
+	}
+	seen := map[string]bool{}
+	for _, k := range kinds {
+		if seen[k.name] || k.bear == nil || k.most < k.least {
+			t.Errorf("kind %q", k.name)
+		}
+		seen[k.name] = true
+	}
+}
+
+// What outlives a fault is told: the first write that began after a moment.
+func TestServed(t *testing.T) {
+	tl := newTimeline(1)
+	at := func(ms int) time.Time { return tl.began.Add(time.Duration(ms) * time.Millisecond) }
+	tl.probed(0, at(0), at(10))
+	tl.probed(0, at(100), at(900)) // began before the end of the fault, says nothing of the time after
+	tl.probed(0, at(1000), at(1010))
+	if got, ok := tl.served(0, at(500)); !ok || got != at(1010) {
+		t.Errorf("served at %v, %v", got.Sub(tl.began), ok)
+	}
+	if _, ok := tl.served(0, at(1001)); ok {
+		t.Error("served by a write that nobody began")
+	}
+}
+
+// A run that shows too little does not pass, whatever it found.
+func TestShortcomings(t *testing.T) {
+	some := []kind{find("split"), find("pause")}
+	c := &campaign{cfg: Config{Floor: 500}, plan: newPlan(1, some)}
+	good := Report{QuietRate: 600, QuietSuccess: 1, Keys: 1000, Took: time.Minute, Events: []Event{{Kind: "split", Bit: true}, {Kind: "pause", Bit: true}}}
+	if list := c.shortcomings(&good); len(list) > 0 {
+		t.Errorf("a good run: %q", list)
+	}
+	for name, spoil := range map[string]func(*Report){
+		"slow":           func(r *Report) { r.QuietRate = 499 },
+		"unavailable":    func(r *Report) { r.QuietSuccess = .9 },
+		"few keys":       func(r *Report) { r.Keys = 3 },
+		"a kind missing": func(r *Report) { r.Events = r.Events[:1] },
+		"no effect":      func(r *Report) { r.Events = []Event{{Kind: "split"}, {Kind: "pause", Bit: true}} },
+	} {
+		r := good
+		if spoil(&r); len(c.shortcomings(&r)) == 0 {
+			t.Errorf("%s: it would pass", name)
+		}
+	}
+}
+
+// The page holds what a run has, and nothing of it can break out of its place.
+func TestPage(t *testing.T) {
+	began := time.Now()
+	r := &Report{Began: began, Events: []Event{{Kind: "split", Detail: "n1 <script>", Began: began.Add(time.Second), Mended: began.Add(2 * time.Second), Recovery: []time.Duration{time.Second}}},
+		Errors: map[string]int{"<b>": 1}, Violations: []string{"a & b"}, seconds: make([]second, 70)}
+	page, err := r.page()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"n1 &lt;script&gt;", "a &amp; b", "&lt;b&gt;", "<svg", "1 min"} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("no %q in the page", want)
+		}
+	}
+	if strings.Contains(string(page), "<script>") {
+		t.Error("a script in the page")
+	}
+}

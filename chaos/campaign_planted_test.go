@@ -1,0 +1,54 @@
+//go:build system && planted
+
+package chaos_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/abacusdb/abacus/chaos/campaign"
+	"github.com/abacusdb/abacus/fsm/planted"
+)
+
+// TestPlantedChaos shows that a campaign would find what it is for: bugs are planted in a build of abacusd, one at a time, and a run
+// with the faults that bring each out must end with a violation.
+//
+//	ABACUS_CHAOS_DURATION   how long each run (90s)
+func TestPlantedChaos(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "abacusd")
+	build := exec.Command("go", "build", "-tags", "planted", "-o", bin, "../cmd/abacusd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for _, c := range []struct {
+		bug   planted.Bug
+		kinds []string
+	}{
+		{planted.LocalRead, []string{"isolate a leader", "pause", "deaf", "split"}},
+		{planted.AckBeforeCommit, []string{"isolate a leader", "kill one", "split"}},
+		{planted.SkipSessionCheck, []string{"kill one", "isolate a leader", "flapping"}},
+		{planted.NoSyncLog, []string{"power cut of all"}},
+		{planted.NoSyncState, []string{"power cut of all"}},
+		{planted.DropAppliedSkip, []string{"kill all", "kill a majority"}},
+	} {
+		t.Run(string(c.bug), func(t *testing.T) {
+			cfg := chaosConfig(t)
+			cfg.Abacusd, cfg.Env, cfg.Kinds = bin, []string{"ABACUS_PLANTED=" + string(c.bug)}, c.kinds
+			if os.Getenv("ABACUS_CHAOS_DURATION") == "" {
+				cfg.Duration = 90 * time.Second
+			}
+			r, err := campaign.Run(t.Context(), cfg)
+			if r == nil {
+				t.Fatal(err)
+			}
+			t.Log(r)
+			if len(r.Violations) == 0 {
+				t.Errorf("not found in %v (%v)", r.Took, err)
+			}
+		})
+	}
+}
