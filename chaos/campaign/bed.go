@@ -165,7 +165,7 @@ func (b *bed) look(n int, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := b.at(n)
-	if h.held || b.node(n).Running() {
+	if h.held || b.node(n).Running() || !b.node(n).Ended() {
 		return
 	}
 	if h.again.IsZero() {

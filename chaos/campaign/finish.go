@@ -236,7 +236,7 @@ func (b *bed) unread(ctx context.Context, n int) string {
 	return ""
 }
 
-// footprint is what a process holds.
+// footprint is what a process holds. Descriptors are those of all but the log's files, whose number goes with the log.
 type footprint struct {
 	Descriptors, Goroutines int
 }
@@ -244,11 +244,15 @@ type footprint struct {
 func (b *bed) footprints(ctx context.Context) (list []footprint, err error) {
 	for _, n := range b.c.Nodes() {
 		var f footprint
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.Pid()))
 		if err != nil {
 			return nil, err
 		}
-		f.Descriptors = len(fds)
+		for _, fd := range fds {
+			if to, err := os.Readlink(fd); err == nil && !strings.HasSuffix(to, ".wal") {
+				f.Descriptors++
+			}
+		}
 		text, err := get(ctx, "http://"+n.Addrs().HTTP+"/debug/pprof/goroutine?debug=1")
 		if err != nil {
 			return nil, err

@@ -41,6 +41,10 @@ func (p *plan) next() step {
 	p.round = p.round[1:]
 	s := p.step(k)
 	var others []kind
+	const shortest = 3 * time.Second // that leaves time for another inside
+	if s.hold < shortest {
+		return s
+	}
 	for _, o := range p.kinds {
 		if o.name != k.name && k.goesWith(o) {
 			others = append(others, o)

@@ -25,7 +25,8 @@ type Config struct {
 	// Abacusd is the program, Env what it has in its environment beside ours.
 	Abacusd string
 	Env     []string
-	// Nodes (5, at least 3), Shards (16) and Replicas (3) of the cluster.
+	// Nodes (5, at least 3), Shards (16) and Replicas of the cluster (one on each node: replicas do not move to nodes that join
+	// a cluster which has enough).
 	Nodes, Shards, Replicas int
 	// Seed chooses faults and operations, not how they interleave.
 	Seed uint64
@@ -51,7 +52,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.Images, c.Dir)
 	orDefault(&c.Nodes, 5)
 	orDefault(&c.Shards, 16)
-	orDefault(&c.Replicas, 3)
+	orDefault(&c.Replicas, c.Nodes)
 	orDefault(&c.Duration, 5*time.Minute)
 	orDefault(&c.Clients, 16)
 	orDefault(&c.Think, 20*time.Millisecond)
@@ -86,6 +87,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	}
 	err = c.run(ctx, len(kinds))
 	r := c.report()
+	if err != nil { // it has not come to its end
+		r.Shortcomings = nil
+	}
 	return r, errors.Join(err, c.bed.close())
 }
 

@@ -117,6 +117,23 @@ func (n *Node) Paused() bool {
 	return err == nil && alive(ns.Pid, ns.StartTime) && processState(ns.Pid) == 'T'
 }
 
+// Ended says that the process which this handle started has ended as a whole. One whose threads hang in the kernel may have
+// its first thread gone, and hold its ports and files: it does not run any more, and has not ended.
+func (n *Node) Ended() bool {
+	n.c.mu.Lock()
+	cmd, exited := n.cmd, n.exited
+	n.c.mu.Unlock()
+	if cmd == nil {
+		return false
+	}
+	select {
+	case <-exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Pid is the process id, 0 if the node does not run.
 func (n *Node) Pid() int {
 	ns, err := n.c.current(n.N)
