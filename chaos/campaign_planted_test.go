@@ -28,12 +28,9 @@ func TestPlantedChaos(t *testing.T) {
 		bug   planted.Bug
 		kinds []string
 	}{
-		{planted.LocalRead, []string{"isolate a leader", "pause", "deaf", "split"}},
 		{planted.AckBeforeCommit, []string{"isolate a leader", "kill one", "split"}},
 		{planted.SkipSessionCheck, []string{"kill one", "isolate a leader", "flapping"}},
 		{planted.NoSyncLog, []string{"power cut of all"}},
-		{planted.NoSyncState, []string{"power cut of all"}},
-		{planted.DropAppliedSkip, []string{"kill all", "kill a majority"}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {
 			cfg := chaosConfig(t)

@@ -107,8 +107,13 @@ func (f *FSM) stagger() {
 	f.due.Store(f.cfg.CheckpointBytes - rand.Int64N(f.cfg.CheckpointBytes*2/5+1))
 }
 
-// paceRows are written between two breaths: some 0.6 ms of work.
-const paceRows = 64
+const (
+	// paceRows are written between two breaths: some 0.6 ms of work.
+	paceRows = 64
+	// mostPause bounds a breath: what was no work, but a process that was stopped or a disk that did not answer, is not to be
+	// rested from, least of all with the node's turn in hand.
+	mostPause = 10 * time.Millisecond
+)
 
 // breather returns what to call every paceRows: it has a checkpoint leave two thirds of a processor to others, unless
 // somebody waits for it, another shard of the node for its turn, or what gathers meanwhile is half of what makes the next one due.
@@ -117,7 +122,7 @@ func (f *FSM) breather() func() {
 	return func() {
 		others := f.cfg.Turn != nil && f.cfg.Turn.waiting.Load() > 0
 		if f.hurried.Load() == 0 && !others && f.activeBytes() < f.due.Load()/2 {
-			pause := time.NewTimer(2 * time.Since(since))
+			pause := time.NewTimer(min(2*time.Since(since), mostPause))
 			select {
 			case <-f.done:
 			case <-pause.C:

@@ -41,9 +41,10 @@ func TestCheckpointBreathes(t *testing.T) {
 				t.Error(err)
 			}
 		}()
+		work := time.Millisecond
 		paused := func() time.Duration {
 			breathe := m.f.breather()
-			time.Sleep(time.Millisecond) // work
+			time.Sleep(work)
 			began := time.Now()
 			breathe()
 			return time.Since(began)
@@ -51,6 +52,11 @@ func TestCheckpointBreathes(t *testing.T) {
 		if d := paused(); d != 2*time.Millisecond {
 			t.Errorf("after 1 ms of work it pauses for %v, want 2 ms", d)
 		}
+		work = 15 * time.Second // the process was stopped
+		if d := paused(); d != mostPause {
+			t.Errorf("after 15 s it pauses for %v, want %v", d, mostPause)
+		}
+		work = time.Millisecond
 		m.f.hurried.Add(1)
 		if d := paused(); d != 0 {
 			t.Errorf("it pauses for %v while somebody waits", d)

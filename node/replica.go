@@ -38,7 +38,10 @@ func (h *httpServer) replica(w http.ResponseWriter, r *http.Request) {
 	}
 	from, err1 := indexParameter(r, "from")
 	to, err2 := indexParameter(r, "to")
-	if err := errors.Join(err1, err2); err != nil {
+	if err := errors.Join(err1, err2); err != nil || from > to {
+		if err == nil {
+			err = fmt.Errorf("from %d to %d: want the first index and the last", from, to)
+		}
 		httpError(w, http.StatusBadRequest, err)
 		return
 	}

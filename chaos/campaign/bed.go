@@ -228,6 +228,13 @@ func (b *bed) hold(nodes ...int) {
 	}
 }
 
+// accuse notes an exit that must not be.
+func (b *bed) accuse(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wrong = append(b.wrong, fmt.Sprintf(format, args...))
+}
+
 // release starts held nodes.
 func (b *bed) release(nodes ...int) error {
 	b.mu.Lock()

@@ -36,7 +36,13 @@ func (s *siege) failingDisk() (*fault, error) {
 	}
 	return &fault{
 		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
-		bit: func() (bool, error) { return !s.b.node(n).Running(), nil },
+		bit: func() (bool, error) {
+			ended := !s.b.node(n).Running() && s.b.node(n).Ended()
+			if code := s.b.node(n).ExitCode(); ended && code != exitFatal {
+				s.b.accuse("n%d, whose disk fails, ended with code %d: %s", n, code, lastWords(s.b.node(n).LogTail(50)))
+			}
+			return ended, nil
+		},
 		mend: func() error {
 			cancel()
 			_ = trace.Wait()
@@ -304,19 +310,24 @@ func (s *siege) clock() (*fault, error) {
 		func() (bool, error) { return s.b.noticed(nodes) })
 }
 
-// noticed says whether nodes have said that they suffer what their files say.
-func (b *bed) noticed(nodes []int) (bool, error) {
+// noticed says whether nodes have said that they suffer what their files say: those that run, for one that another fault
+// has ended notices nothing.
+func (b *bed) noticed(nodes []int) (noticed bool, err error) {
 	for _, n := range nodes {
+		if !b.node(n).Running() {
+			continue
+		}
 		info, err := os.Stat(b.faultFile(n))
 		if err != nil {
 			return false, err
 		}
 		seen, err := os.ReadFile(b.faultFile(n) + ".seen")
 		if err != nil || string(seen) != strconv.FormatInt(info.ModTime().UnixNano(), 10) {
-			return false, nil // a node that does not run notices nothing
+			return false, nil
 		}
+		noticed = true
 	}
-	return true, nil
+	return noticed, nil
 }
 
 // moveLeader asks for another leader of a shard.

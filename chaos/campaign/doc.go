@@ -8,9 +8,9 @@
 // The loop to read first is campaign.steps in run.go. Which kinds of faults there are is the table in nemeses.go; what a seed makes of
 // them is plan, a pure function.
 //
-// Who owns what: the goroutine of steps is the only one that breaks anything. The bed's keeper restarts processes that have
+// Who owns what: the goroutine of steps begins and ends every fault; one that lasts (flapping, say) has a goroutine of its own between. The bed's keeper restarts processes that have
 // ended by themselves, as a service manager would, unless a step holds the node down. Clients note in the timeline what happened and know nothing of
 // faults.
 //
-// It needs root and Linux: namespaces, nftables, loop devices, strace.
+// It needs Linux, and root for namespaces, nftables, loop devices and strace; without, Config.Rootless does less.
 package campaign

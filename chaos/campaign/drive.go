@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -20,8 +21,8 @@ import (
 const (
 	// opTimeout bounds one operation, all attempts of the client together.
 	opTimeout = 12 * time.Second
-	// rawTimeout bounds one on a connection that a user makes by himself.
-	rawTimeout = 5 * time.Second
+	// listTimeout bounds a list of all keys of a set.
+	listTimeout = 3 * time.Minute
 	// jobTimeout bounds a job.
 	jobTimeout = 60 * time.Second
 )
@@ -62,12 +63,20 @@ func (cs *clients) close() {
 
 // worker is one user. It has one operation under way at a time.
 type worker struct {
-	cs  *clients
-	c   *client.Client
-	rng *rand.Rand
-	raw map[string]*rawConn // by address
-	tl  *timeline
+	cs *clients
+	c  *client.Client
+	// home is the node that it makes connections of its own to, counted from 0. Some are at each: one that hangs holds up
+	// those, and the others write on, so that what it answers when it goes on may be old.
+	home int
+	// patience bounds an operation. Some users have little: what they have sent is still under way when they do the next.
+	patience time.Duration
+	rng      *rand.Rand
+	raw      map[string]*rawConn // by address
+	tl       *timeline
 }
+
+// patience is of one worker in four each.
+var patience = [4]time.Duration{500 * time.Millisecond, 2 * time.Second, 5 * time.Second, opTimeout}
 
 // run works until stop is closed: a call of a workload by chance, in a shard by chance.
 func (w *worker) run(stop <-chan struct{}, loads []workload.Workload, shards int, think time.Duration) {
@@ -110,14 +119,22 @@ func outcomeOf(op workload.Op, err error) workload.Outcome {
 		return workload.Answered
 	case op.Reads(), errors.Is(err, errSurely):
 		return workload.Failed // a read changes nothing, whatever became of it
-	case codeOf(err) == "UNCERTAIN", errors.Is(err, client.ErrUncertain), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, client.ErrUncertain):
 		return workload.Uncertain
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrDiskFull), slices.Contains(certain, codeOf(err)):
+		return workload.Failed
 	}
-	return workload.Failed
+	return workload.Uncertain
 }
 
+// certain are the errors of a server which promise that nothing was done: docs/commands.md.
+var certain = []string{"MOVED", "CLUSTERDOWN", "TRYAGAIN", "DISKFULL", "EXECABORT", "BUSY", "CROSSSLOT"}
+
 func (w *worker) exec(op workload.Op) (r workload.Result, err error) {
-	limit := opTimeout
+	limit := w.patience
+	if op.Kind == workload.List {
+		limit = listTimeout
+	}
 	if op.Kind == workload.Job {
 		limit = jobTimeout
 	}
@@ -171,8 +188,8 @@ func (w *worker) get(ctx context.Context, op workload.Op) (workload.Result, erro
 // follower reads at some node that has a replica.
 func (w *worker) follower(key string) (workload.Result, error) {
 	var last error
-	for _, i := range w.rng.Perm(len(w.cs.followers)) {
-		replies, err := w.on(w.cs.followers[i], []string{"READONLY"}, []string{"GET", key})
+	for i := range w.cs.followers {
+		replies, err := w.on(w.cs.followers[(w.home+i)%len(w.cs.followers)], []string{"READONLY"}, []string{"GET", key})
 		if err != nil {
 			return workload.Result{}, err
 		}
@@ -217,7 +234,7 @@ func (w *worker) multi(op workload.Op) (r workload.Result, err error) {
 			panic(fmt.Sprintf("campaign: a part of kind %d", p.Kind))
 		}
 	}
-	replies, err := w.on(w.cs.plain[w.rng.IntN(len(w.cs.plain))], append(cmds, []string{"EXEC"})...)
+	replies, err := w.on(w.cs.plain[w.home], append(cmds, []string{"EXEC"})...)
 	if err != nil {
 		return r, err
 	}
@@ -283,7 +300,7 @@ func (w *worker) on(addr string, cmds ...[]string) (replies []resp.Reply, err er
 	for _, cmd := range cmds {
 		out = resp.AppendCommandStrings(out, cmd...)
 	}
-	if err := c.nc.SetDeadline(time.Now().Add(rawTimeout)); err != nil {
+	if err := c.nc.SetDeadline(time.Now().Add(w.patience)); err != nil {
 		return nil, fmt.Errorf("%w: %w", errSurely, err)
 	}
 	if _, err := c.nc.Write(out); err != nil {

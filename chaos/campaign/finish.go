@@ -30,15 +30,21 @@ func (c *campaign) finish(ctx context.Context, cs *clients) error {
 		return nil
 	}
 	wait(ctx, workload.Lateness)
-	w := &worker{cs: cs, c: cs.all, rng: rand.New(rand.NewPCG(c.cfg.Seed, 'f')), tl: c.tl}
+	w := &worker{cs: cs, c: cs.all, patience: opTimeout, rng: rand.New(rand.NewPCG(c.cfg.Seed, 'f')), tl: c.tl}
 	unread := 0
+	limit := time.Now().Add(10 * time.Minute)
 	for _, load := range c.distinct() {
 		for _, call := range load.Final() {
-			tries := 0
-			for ; tries < 3 && w.do(call) != workload.Answered; tries++ {
+			read := false
+			for try := 0; try < 3 && !read && time.Now().Before(limit) && ctx.Err() == nil; try++ {
+				if result, err := w.exec(call.Op); err == nil {
+					read = true
+					call.Settle(workload.Answered, result)
+				}
 			}
-			if tries == 3 {
+			if !read {
 				unread++
+				call.Settle(workload.Failed, workload.Result{})
 			}
 		}
 	}
@@ -143,6 +149,7 @@ func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string
 	if from > to {
 		return "", nil // one has just cut its log
 	}
+	c.compared++
 	query := fmt.Sprintf("?from=%d&to=%d", from, to)
 	first := ""
 	for _, d := range all {
@@ -293,12 +300,30 @@ func (c *campaign) backToBase(ctx context.Context) error {
 	}
 }
 
-// zombies looks for replicas on disks that the cluster does not know.
+// zombies looks for replicas on disks that the cluster does not know. One that was replaced is removed in its own time.
 func (c *campaign) zombies(ctx context.Context) {
+	limit := time.Now().Add(30 * time.Second)
+	for {
+		list, err := c.strangers(ctx)
+		if err == nil && len(list) == 0 {
+			return
+		}
+		if time.Now().After(limit) || !wait(ctx, 500*time.Millisecond) {
+			if err != nil {
+				c.findings.Add("%v", err)
+			}
+			for _, d := range list {
+				c.findings.Add("%s is kept, which no shard has any more", d)
+			}
+			return
+		}
+	}
+}
+
+func (c *campaign) strangers(ctx context.Context) (list []string, err error) {
 	status, err := c.bed.c.Status(ctx)
 	if err != nil {
-		c.findings.Add("%v", err)
-		return
+		return nil, err
 	}
 	known := map[string]bool{}
 	for _, sh := range status.Shards {
@@ -307,16 +332,19 @@ func (c *campaign) zombies(ctx context.Context) {
 		}
 	}
 	for _, n := range c.bed.c.Nodes() {
-		dirs, _ := filepath.Glob(filepath.Join(n.DataDir(), "shard-*", "*"))
+		dirs, _ := filepath.Glob(filepath.Join(n.DataDir(), "shard-*", "*")) // the pattern is well formed
 		for _, d := range dirs {
 			if id := filepath.Base(d); !strings.Contains(id, ".damaged") && !known[id] {
-				c.findings.Add("%s still keeps %s, which no shard has any more", n.ID(), d)
+				list = append(list, d)
 			}
 		}
 	}
+	return list, nil
 }
 
 func get(ctx context.Context, url string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,8 @@ type kind struct {
 	name string
 	// least and most are for how long.
 	least, most time.Duration
-	// alone: nothing else is broken meanwhile, for it takes away a node's data; with more it could take a majority's.
+	// alone: nothing else is broken meanwhile. It takes away a node's data, and with more it could take a majority's; or it waits
+	// for the cluster to be well.
 	alone bool
 	// root: it takes a network or a disk of our own.
 	root bool
@@ -71,7 +72,7 @@ var kinds = []kind{
 	{name: "kill a minority", least: 3 * time.Second, most: 8 * time.Second, touches: processes, bear: func(s *siege) (*fault, error) { return s.kill((s.b.nodes() - 1) / 2) }},
 	{name: "kill a majority", least: 2 * time.Second, most: 5 * time.Second, touches: processes, bear: func(s *siege) (*fault, error) { return s.kill(s.b.nodes()/2 + 1) }},
 	{name: "kill all", least: time.Second, most: 4 * time.Second, touches: processes, bear: func(s *siege) (*fault, error) { return s.kill(s.b.nodes()) }},
-	{name: "restart one by one", least: 0, most: 0, touches: processes, bear: (*siege).rollingRestart},
+	{name: "restart one by one", alone: true, bear: (*siege).rollingRestart},
 	{name: "pause", least: 100 * time.Millisecond, most: 15 * time.Second, touches: processes, bear: func(s *siege) (*fault, error) { return s.pause(1) }},
 	{name: "pause a minority", least: 500 * time.Millisecond, most: 8 * time.Second, touches: processes, bear: func(s *siege) (*fault, error) { return s.pause((s.b.nodes() - 1) / 2) }},
 	{name: "starve a processor", least: 5 * time.Second, most: 10 * time.Second, touches: processes, bear: (*siege).starve},
@@ -89,7 +90,7 @@ var kinds = []kind{
 	{name: "transfers", least: 4 * time.Second, most: 8 * time.Second, touches: leaders, bear: (*siege).transfers},
 	{name: "power cut of one", root: true, least: time.Second, most: 5 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(1) }},
 	{name: "power cut of all", root: true, least: time.Second, most: 3 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(s.b.nodes()) }},
-	{name: "power cut of a leader, another paused", root: true, least: 3 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).powerCutAndPause},
+	{name: "power cut of a leader and another paused", root: true, least: 3 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).powerCutAndPause},
 	{name: "failing disk", root: true, least: 4 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).failingDisk},
 	{name: "full disk", root: true, least: 4 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).fullDisk},
 	{name: "hung disk", root: true, least: diskTimeout + 2*time.Second, most: 2 * diskTimeout, touches: processes | disks, bear: (*siege).hungDisk},
@@ -215,6 +216,9 @@ func (s *siege) rollingRestart() (*fault, error) {
 		s.b.hold(n)
 		if err := s.b.node(n).Stop(20 * time.Second); err != nil {
 			return nil, errors.Join(fmt.Errorf("stop n%d: %w", n, err), s.b.release(n))
+		}
+		if code := s.b.node(n).ExitCode(); code != 0 {
+			s.b.accuse("n%d was asked to stop and ended with code %d: %s", n, code, lastWords(s.b.node(n).LogTail(50)))
 		}
 		if err := s.b.release(n); err != nil {
 			return nil, err

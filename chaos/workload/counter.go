@@ -25,6 +25,7 @@ type counter struct {
 	key                          string
 	begun, acked, open, withdrew int64
 	answers                      map[int64]bool
+	read                         bool // its end is known
 }
 
 // NewCounters returns one without keys yet.
@@ -96,7 +97,10 @@ func (cs *Counters) Final() (list []Call) {
 			defer cs.mu.Unlock()
 			least, most := c.exactly()
 			n, ok := atoi(r.Value)
-			if o != Answered || !ok || n < least || n > most {
+			if c.read = c.read || o == Answered; o != Answered {
+				return
+			}
+			if !ok || n < least || n > most {
 				cs.wrongf("counter %s ends at %q, want %d to %d", c.key, r.Value, least, most)
 			}
 		}})
@@ -107,6 +111,11 @@ func (cs *Counters) Final() (list []Call) {
 func (cs *Counters) Check(f *Findings) int {
 	for _, w := range cs.wrong {
 		f.Add("%s", w)
+	}
+	for _, c := range cs.all {
+		if !c.read {
+			f.Add("counter %s: its end could not be read", c.key)
+		}
 	}
 	return len(cs.all)
 }

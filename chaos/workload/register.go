@@ -38,7 +38,7 @@ type register struct {
 	key       string
 	shard     int
 	ops       int
-	uncertain int
+	uncertain int      // writes without an answer, those under way among them
 	recent    []string // values written last
 	history   []porcupine.Operation
 }
@@ -92,16 +92,21 @@ func (r *Registers) Next(rng *rand.Rand, shard int, read bool) Call {
 func (r *Registers) call(k *register, in Op) Call {
 	k.ops++
 	in.Key = k.key
+	if in.Kind != Get {
+		k.uncertain++ // until it is known better
+	}
 	op := porcupine.Operation{ClientId: k.ops, Input: in, Call: r.order.next()}
 	return Call{in, func(o Outcome, res Result) {
 		op.Return = r.order.next()
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if in.Kind != Get && o != Uncertain {
+			k.uncertain--
+		}
 		switch {
 		case o == Failed, o == Uncertain && in.Kind == Get:
 			return // it did nothing, or nobody knows what it saw
 		case o == Uncertain:
-			k.uncertain++
 			op.Return, op.Output = Never, registerOut{open: true}
 		default:
 			op.Output = registerOut{value: res.Value, done: res.Done}

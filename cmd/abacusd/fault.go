@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -22,13 +21,18 @@ type faults struct {
 	path string
 	log  *slog.Logger
 	now  atomic.Pointer[faultFile]
+
+	mu sync.Mutex
+	// conns are the connections to each peer. They are closed when what the file says of it changes: one that nothing is done to is the
+	// system's own, and taken by whoever writes to it for what it is.
+	conns map[string][]net.Conn
 }
 
 // faultFile is what is in it.
 type faultFile struct {
 	// DelayMS is what bytes to a peer wait, by its address: at least and at most.
 	DelayMS map[string][2]int `json:"delay_ms"`
-	// Cut are the addresses of peers whom nothing reaches, as when the network between is cut: what is written waits.
+	// Cut are the addresses of peers whom nothing reaches, as when the network between is cut.
 	Cut           []string `json:"cut"`
 	ClockOffsetMS int64    `json:"clock_offset_ms"`
 	ClockRate     float64  `json:"clock_rate"` // 0: as it should be
@@ -40,7 +44,7 @@ type faultFile struct {
 const faultsEvery = 100 * time.Millisecond
 
 func newFaults(path string, log *slog.Logger) (*faults, error) {
-	f := &faults{path: path, log: log}
+	f := &faults{path: path, log: log, conns: map[string][]net.Conn{}}
 	f.now.Store(&faultFile{})
 	_, err := f.read(time.Time{})
 	return f, err
@@ -80,8 +84,23 @@ func (f *faults) read(seen time.Time) (time.Time, error) {
 	if err := json.Unmarshal(data, next); err != nil {
 		return seen, err
 	}
-	f.now.Store(next)
+	f.renew(f.now.Swap(next), next)
 	return info.ModTime(), os.WriteFile(f.path+".seen", strconv.AppendInt(nil, info.ModTime().UnixNano(), 10), 0o644)
+}
+
+// renew closes the connections to peers of whom the file says something else now.
+func (f *faults) renew(old, next *faultFile) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for addr, list := range f.conns {
+		if old.DelayMS[addr] == next.DelayMS[addr] && slices.Contains(old.Cut, addr) == slices.Contains(next.Cut, addr) {
+			continue
+		}
+		for _, c := range list {
+			_ = c.Close()
+		}
+		delete(f.conns, addr)
+	}
 }
 
 // clock is the wall clock, as wrong as the file says.
@@ -105,6 +124,14 @@ func (f *faults) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.mu.Lock()
+	f.conns[addr] = append(slices.DeleteFunc(f.conns[addr], func(c net.Conn) bool {
+		return closed(c)
+	}), c)
+	f.mu.Unlock()
+	if _, late := f.now.Load().DelayMS[addr]; !late {
+		return c, nil
+	}
 	delay := func() time.Duration {
 		span, ok := f.now.Load().DelayMS[addr]
 		if !ok {
@@ -112,7 +139,13 @@ func (f *faults) dial(ctx context.Context, addr string) (net.Conn, error) {
 		}
 		return time.Duration(span[0]+rand.IntN(max(1, span[1]-span[0]+1))) * time.Millisecond
 	}
-	return newLateConn(c, delay, func() bool { return f.cut(addr) }), nil
+	return newLateConn(c, delay), nil
+}
+
+// closed says whether we have closed a connection.
+func closed(c net.Conn) bool {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	return err != nil || errors.Is(raw.Control(func(uintptr) {}), net.ErrClosed)
 }
 
 func (f *faults) cut(addr string) bool { return slices.Contains(f.now.Load().Cut, addr) }
@@ -121,7 +154,6 @@ func (f *faults) cut(addr string) bool { return slices.Contains(f.now.Load().Cut
 type lateConn struct {
 	net.Conn
 	delay func() time.Duration
-	cut   func() bool
 	queue chan latePiece
 	done  chan struct{}
 	once  sync.Once
@@ -133,21 +165,11 @@ type latePiece struct {
 	data []byte
 }
 
-// cutEvery is how often it is looked whether a link is whole again.
-const cutEvery = 10 * time.Millisecond
-
-func lookAgain(wait time.Duration) time.Duration {
-	if wait > 0 {
-		return wait
-	}
-	return cutEvery
-}
-
 // latePieces wait at most; a writer then waits itself.
 const latePieces = 1024
 
-func newLateConn(c net.Conn, delay func() time.Duration, cut func() bool) *lateConn {
-	l := &lateConn{Conn: c, delay: delay, cut: cut, queue: make(chan latePiece, latePieces), done: make(chan struct{})}
+func newLateConn(c net.Conn, delay func() time.Duration) *lateConn {
+	l := &lateConn{Conn: c, delay: delay, queue: make(chan latePiece, latePieces), done: make(chan struct{})}
 	go l.run()
 	return l
 }
@@ -158,12 +180,10 @@ func (l *lateConn) run() {
 		case <-l.done:
 			return
 		case p := <-l.queue:
-			for wait := time.Until(p.due); wait > 0 || l.cut(); wait = time.Until(p.due) {
-				select {
-				case <-l.done:
-					return
-				case <-time.After(lookAgain(wait)):
-				}
+			select {
+			case <-l.done:
+				return
+			case <-time.After(time.Until(p.due)):
 			}
 			if _, err := l.Conn.Write(p.data); err != nil {
 				l.err.Store(&err)
@@ -179,10 +199,15 @@ func (l *lateConn) Write(p []byte) (int, error) {
 		return 0, *err
 	}
 	select {
+	case <-l.done:
+		return 0, net.ErrClosed
+	default:
+	}
+	select {
 	case l.queue <- latePiece{time.Now().Add(l.delay()), append([]byte(nil), p...)}:
 		return len(p), nil
 	case <-l.done:
-		return 0, errors.Join(net.ErrClosed, io.ErrClosedPipe)
+		return 0, net.ErrClosed
 	}
 }
 

@@ -13,35 +13,12 @@ import (
 	"time"
 )
 
-func whole() bool { return false }
-
-// What is written to a link that is cut comes when it is whole again.
-func TestLateConnCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		near, far := net.Pipe()
-		until := time.Now().Add(5 * time.Second)
-		c := newLateConn(near, func() time.Duration { return 0 }, func() bool { return time.Now().Before(until) })
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := far.Read(make([]byte, 1)); err != nil || time.Now().Before(until) {
-			t.Errorf("it came %v before the link was whole (%v)", time.Until(until), err)
-		}
-		if late := time.Since(until); late > 2*cutEvery {
-			t.Errorf("it came %v after that", late)
-		}
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // Bytes come late, whole and in order, and what was written when the delay was over comes no earlier than what was before it.
 func TestLateConn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		delay := 300 * time.Millisecond
-		c := newLateConn(near, func() time.Duration { return delay }, whole)
+		c := newLateConn(near, func() time.Duration { return delay })
 		began := time.Now()
 		for _, s := range []string{"one ", "two "} {
 			if n, err := c.Write([]byte(s)); n != 4 || err != nil {
@@ -74,7 +51,7 @@ func TestLateConn(t *testing.T) {
 // A connection that breaks tells its writer.
 func TestLateConnBreaks(t *testing.T) {
 	near, far := net.Pipe()
-	c := newLateConn(near, func() time.Duration { return 0 }, whole)
+	c := newLateConn(near, func() time.Duration { return 0 })
 	far.Close()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -139,6 +116,31 @@ func TestFaultFile(t *testing.T) {
 	}
 	if _, err := peer.Read(make([]byte, 1)); err != nil || time.Since(began) < 150*time.Millisecond {
 		t.Errorf("a byte came after %v (%v), want 150 ms", time.Since(began), err)
+	}
+	// Of a peer that nothing is done to, the connection is the system's own; when that changes, it goes.
+	write(`{}`)
+	if _, err := f.read(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err == nil {
+		if _, err = peer.Read(make([]byte, 1)); err == nil {
+			t.Error("a connection that was late is still there")
+		}
+	}
+	plain, err := f.dial(context.Background(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if _, ok := plain.(*net.TCPConn); !ok {
+		t.Errorf("a connection that nothing is done to is a %T", plain)
+	}
+	write(`{"clock_offset_ms":3600000,"clock_rate":2}`)
+	if _, err := f.read(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if closed(plain) {
+		t.Error("a connection was closed, though nothing has changed for its peer")
 	}
 	write(`{`)
 	if _, err := f.read(time.Time{}); err == nil {
