@@ -62,6 +62,3 @@ func (p *plan) step(k kind) step {
 	span := int64(k.most-k.least) + 1
 	return step{kind: k.name, hold: k.least + time.Duration(p.rng.Int64N(span)), seed: p.rng.Uint64()}
 }
-
-// rounds is how many steps it takes until every kind has come once.
-func (p *plan) rounds() int { return len(p.kinds) }
