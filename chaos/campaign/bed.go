@@ -177,7 +177,8 @@ func (b *bed) look(n int, now time.Time) {
 		h.backoff = min(2*h.backoff, lastBackoff)
 		said := lastWords(b.node(n).LogTail(50))
 		b.log("n%d ended with code %d, starts again in %v: %s", n, code, time.Until(h.again).Round(time.Second), said)
-		if b.exits++; code != exitFatal || now.After(h.excused) {
+		full := code == 1 && strings.Contains(said, "no space left on device") // it tried to start meanwhile
+		if b.exits++; code != exitFatal && !full || now.After(h.excused) {
 			b.wrong = append(b.wrong, fmt.Sprintf("n%d ended with code %d, and nothing was done to its disk: %s", n, code, said))
 		}
 	}

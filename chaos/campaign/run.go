@@ -195,6 +195,7 @@ func (c *campaign) step(ctx context.Context, s step) error {
 		if err != nil {
 			return errors.Join(err, f.end())
 		}
+		c.events[with].second = true
 		wait(ctx, s.with.hold)
 		if err := c.end(ctx, g, with); err != nil {
 			return errors.Join(err, f.end())
