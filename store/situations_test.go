@@ -231,11 +231,12 @@ func freshLeader(t *testing.T) error {
 // slowState (hazard R4): raft has handed the entry to a state machine that is still busy with another.
 func slowState(t *testing.T) error {
 	var slow atomic.Pointer[node]
-	var hang atomic.Pointer[chan struct{}]
+	var hang, reached atomic.Pointer[chan struct{}]
 	return situation(t, 3, func(n *node, cfg *Config) {
 		cfg.Timing.Stuck = time.Hour
 		cfg.OnRecord = func(string, []byte, int64) {
 			if slow.Load() == n {
+				close(*reached.Load()) // there is one such record
 				<-*hang.Load()
 			}
 		}
@@ -245,12 +246,16 @@ func slowState(t *testing.T) error {
 		held := make(chan struct{})
 		release := sync.OnceFunc(func() { close(held) })
 		defer release()
+		there := make(chan struct{})
 		hang.Store(&held)
+		reached.Store(&there)
 		slow.Store(f)
 		rec := command.Command{Op: command.OpRecordSet, Keys: [][]byte{key("r")}, Values: [][]byte{key("x")}}
 		if _, _, err := l.store.Propose(bg(t), []command.Command{rec}); err != nil {
 			t.Fatal(err)
 		}
+		// Not before the follower stands still: in one batch with the record, x would be in its state by then.
+		<-there
 		if _, _, err := l.store.Propose(bg(t), []command.Command{set("x", "2")}); err != nil {
 			t.Fatal(err)
 		}
