@@ -99,10 +99,7 @@ func (c *campaign) compare(ctx context.Context) error {
 	defer cancel()
 	for shard := range uint32(c.cfg.Shards) {
 		for {
-			again, err := c.compareShard(ctx, shard)
-			if err != nil {
-				return err
-			}
+			again := c.compareShard(ctx, shard)
 			if again == "" {
 				break
 			}
@@ -115,10 +112,11 @@ func (c *campaign) compare(ctx context.Context) error {
 	return nil
 }
 
-func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string, err error) {
+// compareShard says why it is to be done again, "" if it is done.
+func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string) {
 	status, err := c.bed.c.Status(ctx)
 	if err != nil {
-		return err.Error(), nil
+		return err.Error()
 	}
 	var all []digest
 	for _, sh := range status.Shards {
@@ -128,18 +126,18 @@ func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string
 		for _, r := range sh.Replicas {
 			d, err := c.bed.digest(ctx, c.bed.c.ByID(r.Node), shard, "")
 			if err != nil {
-				return err.Error(), nil
+				return err.Error()
 			}
 			all = append(all, d)
 		}
 	}
 	if len(all) != c.cfg.Replicas {
-		return fmt.Sprintf("%d replicas", len(all)), nil
+		return fmt.Sprintf("%d replicas", len(all))
 	}
 	from, to := uint64(1), all[0].Index
 	for _, d := range all {
 		if d.Index != all[0].Index {
-			return fmt.Sprintf("%s is at %d, %s at %d", all[0].Replica, all[0].Index, d.Replica, d.Index), nil
+			return fmt.Sprintf("%s is at %d, %s at %d", all[0].Replica, all[0].Index, d.Replica, d.Index)
 		}
 		if d.Hash != all[0].Hash {
 			c.findings.Add("shard %d: replicas %s and %s hold different states at index %d", shard, all[0].Replica, d.Replica, d.Index)
@@ -147,15 +145,14 @@ func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string
 		from, to = max(from, d.LogFirst), min(to, d.LogLast)
 	}
 	if from > to {
-		return "", nil // one has just cut its log
+		return "" // one has just cut its log
 	}
-	c.compared++
 	query := fmt.Sprintf("?from=%d&to=%d", from, to)
 	first := ""
 	for _, d := range all {
 		d, err := c.bed.digest(ctx, d.node, shard, query)
 		if err != nil {
-			return err.Error(), nil // it has cut its log meanwhile
+			return err.Error() // it has cut its log meanwhile
 		}
 		if first == "" {
 			first = d.LogHash
@@ -164,18 +161,24 @@ func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string
 			c.findings.Add("shard %d: the logs of %s and %s differ between the entries %d and %d", shard, all[0].Replica, d.Replica, from, to)
 		}
 	}
-	return "", nil
+	c.compared++
+	return ""
 }
 
 // sound waits until all nodes run, every shard has all its voters, none of them behind, and nobody reports a problem.
 func (b *bed) sound(ctx context.Context) error {
+	return await(ctx, "the cluster is not whole", func() string { return b.unsound(ctx) })
+}
+
+// await looks again and again until there is nothing that speaks against it.
+func await(ctx context.Context, what string, against func() string) error {
 	for {
-		why := b.unsound(ctx)
+		why := against()
 		if why == "" {
 			return nil
 		}
 		if !wait(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("the cluster is not whole: %s", why)
+			return fmt.Errorf("%s: %s", what, why)
 		}
 	}
 }
@@ -211,18 +214,12 @@ func (b *bed) unsound(ctx context.Context) string {
 
 // whole has every replica of a node read all of its state: what is damaged in it is found now.
 func (b *bed) whole(ctx context.Context, n int) error {
-	for {
-		why := b.unsound(ctx)
-		if why == "" {
-			why = b.unread(ctx, n)
+	return await(ctx, fmt.Sprintf("n%d is not whole again", n), func() string {
+		if why := b.unsound(ctx); why != "" {
+			return why
 		}
-		if why == "" {
-			return nil
-		}
-		if !wait(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("n%d is not whole again: %s", n, why)
-		}
-	}
+		return b.unread(ctx, n)
+	})
 }
 
 func (b *bed) unread(ctx context.Context, n int) string {
@@ -280,12 +277,12 @@ const grown = 1.5
 func (c *campaign) backToBase(ctx context.Context) error {
 	limit := time.Now().Add(30 * time.Second)
 	for {
-		var err error
-		if c.after, err = c.bed.footprints(ctx); err != nil {
+		after, err := c.bed.footprints(ctx)
+		if err != nil {
 			return err
 		}
 		why := ""
-		for i, f := range c.after {
+		for i, f := range after {
 			base := c.base[i]
 			if float64(f.Descriptors) > grown*float64(base.Descriptors)+20 || float64(f.Goroutines) > grown*float64(base.Goroutines)+50 {
 				why = fmt.Sprintf("n%d holds %d descriptors and %d goroutines, at the beginning %d and %d", i+1, f.Descriptors, f.Goroutines, base.Descriptors, base.Goroutines)

@@ -60,10 +60,9 @@ type fault struct {
 
 // siege is what a kind works with.
 type siege struct {
-	ctx  context.Context
-	b    *bed
-	rng  *rand.Rand
-	hold time.Duration
+	ctx context.Context
+	b   *bed
+	rng *rand.Rand
 }
 
 // kinds are all there are. A new one is a line here and a function.

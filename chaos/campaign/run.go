@@ -108,7 +108,6 @@ type campaign struct {
 	events   []Event
 	quiet    []span
 	base     []footprint // of each node, before anything was done
-	after    []footprint
 }
 
 // span is a time in which nothing was broken and nothing was recovering.
@@ -197,12 +196,12 @@ func (c *campaign) step(ctx context.Context, s step) error {
 		}
 		c.events[with].second = true
 		wait(ctx, s.with.hold)
-		if err := c.end(ctx, g, with); err != nil {
+		if err := c.end(g, with); err != nil {
 			return errors.Join(err, f.end())
 		}
 		wait(ctx, (s.hold-s.with.hold)/2)
 	}
-	if err := c.end(ctx, f, ev); err != nil {
+	if err := c.end(f, ev); err != nil {
 		return err
 	}
 	return c.recover(ctx, ev, s.with == nil)
@@ -210,7 +209,7 @@ func (c *campaign) step(ctx context.Context, s step) error {
 
 func (c *campaign) begin(ctx context.Context, s step) (*fault, int, error) {
 	k := find(s.kind)
-	sg := &siege{ctx: ctx, b: c.bed, rng: rand.New(rand.NewPCG(s.seed, 's')), hold: s.hold}
+	sg := &siege{ctx: ctx, b: c.bed, rng: rand.New(rand.NewPCG(s.seed, 's'))}
 	began := time.Now()
 	f, err := k.bear(sg)
 	if err != nil {
@@ -222,7 +221,7 @@ func (c *campaign) begin(ctx context.Context, s step) (*fault, int, error) {
 }
 
 // end mends a fault, having looked whether it had an effect.
-func (c *campaign) end(_ context.Context, f *fault, event int) error {
+func (c *campaign) end(f *fault, event int) error {
 	ev := &c.events[event]
 	ev.Bit = true
 	if f.bit != nil {
