@@ -91,10 +91,12 @@ type Config struct {
 	// OnReplicas is told how many replicas run here, after each change; it does not wait. Default: nobody is.
 	OnReplicas func(count int)
 
-	// Dial connects to peers (default: TCP), and Now is the wall clock (default: time.Now), which nothing but what users are told
-	// in times of day depends on. Tests have the one late and the other wrong.
-	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	Now  func() time.Time
+	// Dial connects to peers (default: TCP), Accept may wrap a connection that a peer has made (default: it is taken as it is), and Now
+	// is the wall clock (default: time.Now), which nothing but what users are told
+	// in times of day depends on. Tests have the ones late and the other wrong.
+	Dial   func(ctx context.Context, addr string) (net.Conn, error)
+	Accept func(net.Conn) net.Conn
+	Now    func() time.Time
 
 	// Pprof serves profiles of the process under /debug/pprof/ on HTTPAddr. They cost processor
 	// time, and tell what commands and keys are made of.

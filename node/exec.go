@@ -255,23 +255,33 @@ func (n *Node) atLeader(ctx context.Context, shard sharding.ShardID, harmless bo
 	return last
 }
 
-// hopeless says that no majority of a shard's replicas is alive in the eyes of this node, so that nobody whom it could find
-// leads it: this node is cut off with a minority, or the others are down.
+// hopeless says that no majority of a shard's voters has said anything lately, so that nobody whom this node could find
+// leads it: it is cut off with a minority, or the others are down.
 func (n *Node) hopeless(shard sharding.ShardID) bool {
-	if time.Since(n.started) < 2*aliveFor {
-		return false // it may not have heard from them yet
-	}
 	sh, ok := n.Router().Map().Shard(shard)
 	if !ok {
 		return false
 	}
-	alive := 0
-	for _, r := range sh.Replicas {
-		if _, heard := n.peers.get(r.Node); heard || r.Node == n.cfg.ID {
-			alive++
+	var voters []sharding.NodeID
+	if st := n.host.get(shard); st != nil {
+		for _, m := range st.Status().Members {
+			if m.Voter {
+				voters = append(voters, m.Node)
+			}
 		}
 	}
-	return alive < sharding.Majority(len(sh.Replicas))
+	if len(voters) == 0 { // none of them is ours, and the map is what we know
+		for _, r := range sh.Replicas {
+			voters = append(voters, r.Node)
+		}
+	}
+	there, now := 0, time.Now()
+	for _, id := range voters {
+		if id == n.cfg.ID || !n.peers.silent(id, now) {
+			there++
+		}
+	}
+	return there < sharding.Majority(len(voters))
 }
 
 // prompt says whether our own replica answers without waiting for anything but other voters. Such a wait ends with the

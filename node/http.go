@@ -33,10 +33,12 @@ type httpServer struct {
 	n     *Node
 	srv   *http.Server
 	hosts []string
+	// digesting has a token for each replica that is being read as a whole.
+	digesting chan struct{}
 }
 
 func newHTTPServer(n *Node) *httpServer {
-	h := &httpServer{n: n, hosts: n.cfg.httpHosts(n.addrs)}
+	h := &httpServer{n: n, hosts: n.cfg.httpHosts(n.addrs), digesting: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", h.livez)
 	mux.HandleFunc("GET /readyz", h.readyz)

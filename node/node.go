@@ -135,7 +135,11 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	// Peers are called by node id; the map says where they are now.
 	takeCalls := func() {}
 	if n.transport = cfg.Transport; n.transport == nil {
-		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: listeners[0], ClusterID: func() string { return n.dir.ident().ClusterID },
+		peerListener := listeners[0]
+		if cfg.Accept != nil {
+			peerListener = &wrappingListener{peerListener, cfg.Accept}
+		}
+		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: peerListener, ClusterID: func() string { return n.dir.ident().ClusterID },
 			Resolve: n.resolve, Dial: cfg.Dial, Log: n.log})
 		if err != nil {
 			closeAll(listeners)
@@ -388,6 +392,20 @@ func listenAll(addrs []string) ([]net.Listener, error) {
 		list = append(list, l)
 	}
 	return list, nil
+}
+
+// wrappingListener is for Config.Accept.
+type wrappingListener struct {
+	net.Listener
+	wrap func(net.Conn) net.Conn
+}
+
+func (l *wrappingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.wrap(c), nil
 }
 
 func closeAll(ls []net.Listener) {

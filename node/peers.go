@@ -79,6 +79,9 @@ type peers struct {
 	table map[sharding.NodeID]peer
 	// claims are who says that he leads a shard, by shard: each command asks for them. Made anew with each word.
 	claims atomic.Pointer[map[sharding.ShardID][]claim]
+	// listening is since when this process asks and hears without a gap: after a start, or a time in which it stood still, who has
+	// said nothing may just not have been heard.
+	listening, listened time.Time // under mu
 }
 
 type claim struct {
@@ -112,6 +115,27 @@ func (p *peers) hear(s peerStatus) {
 		}
 	}
 	p.claims.Store(&claims)
+}
+
+// listen notes that this process runs, and asks.
+func (p *peers) listen(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.listened) > 3*exchangeEvery {
+		p.listening = now
+	}
+	p.listened = now
+}
+
+// silent says whether a peer has said nothing for so long that it cannot be for us.
+func (p *peers) silent(id sharding.NodeID, now time.Time) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	last := p.listening
+	if e, ok := p.table[id]; ok && e.heard.After(last) {
+		last = e.heard
+	}
+	return !p.listening.IsZero() && now.Sub(p.listened) <= 3*exchangeEvery && now.Sub(last) >= aliveFor
 }
 
 // get returns a peer's last word and whether it is alive.
@@ -192,6 +216,7 @@ func (n *Node) runExchange(ctx context.Context) error {
 	defer calls.Wait()
 	news := false
 	for {
+		n.peers.listen(time.Now())
 		have := n.Router().Map()
 		for _, m := range have.Nodes {
 			if m.ID == n.cfg.ID || !n.peers.start(m.ID, have.Epoch, news) {

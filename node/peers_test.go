@@ -76,3 +76,37 @@ func TestClaims(t *testing.T) {
 		want(2, "", 0)
 	})
 }
+
+// Who has said nothing is silent, but for as long as it may be that this process did not listen.
+func TestSilentPeers(t *testing.T) {
+	p, now := newPeers(), time.Now()
+	at := func(d time.Duration) time.Time { return now.Add(d) }
+	if p.silent("n2", at(time.Hour)) {
+		t.Error("silent before anybody has listened")
+	}
+	listen := func(from, to time.Duration) {
+		for d := from; d <= to; d += exchangeEvery {
+			p.listen(at(d))
+		}
+	}
+	listen(0, aliveFor-exchangeEvery)
+	if p.silent("n2", at(aliveFor-exchangeEvery)) {
+		t.Error("silent in the first moments")
+	}
+	listen(aliveFor, aliveFor)
+	if !p.silent("n2", at(aliveFor)) {
+		t.Error("not silent, though nothing was heard")
+	}
+	// The process stands still for a minute.
+	if p.silent("n2", at(time.Minute)) {
+		t.Error("silent, by who has not listened for a minute")
+	}
+	listen(time.Minute, time.Minute+aliveFor-exchangeEvery)
+	if p.silent("n2", at(time.Minute+aliveFor-exchangeEvery)) {
+		t.Error("silent in the first moments after a pause")
+	}
+	listen(time.Minute+aliveFor, time.Minute+aliveFor)
+	if !p.silent("n2", at(time.Minute+aliveFor)) {
+		t.Error("not silent, though nothing was heard after the pause")
+	}
+}

@@ -29,7 +29,7 @@ type replicaDigest struct {
 }
 
 // replica is GET /v1/shards/{id}/replica?from=&to=: it reads all of the state that the asked node has of that shard, and
-// checks every row on the way, and so many entries of its log.
+// checks every row on the way, and so many entries of its log. One at a time: it costs as much as a scan.
 func (h *httpServer) replica(w http.ResponseWriter, r *http.Request) {
 	st, err := h.shard(r)
 	if err != nil {
@@ -43,6 +43,12 @@ func (h *httpServer) replica(w http.ResponseWriter, r *http.Request) {
 			err = fmt.Errorf("from %d to %d: want the first index and the last", from, to)
 		}
 		httpError(w, http.StatusBadRequest, err)
+		return
+	}
+	select {
+	case h.digesting <- struct{}{}:
+		defer func() { <-h.digesting }()
+	case <-r.Context().Done():
 		return
 	}
 	d, err := digest(st, from, to)

@@ -210,12 +210,14 @@ func (b *bed) saidSoFar(n int) int64 {
 	return info.Size()
 }
 
-func (b *bed) saidSince(n int, from int64) string {
+func (b *bed) saidSince(n int, from int64) string { return lastWords(b.logSince(n, from)) }
+
+func (b *bed) logSince(n int, from int64) string {
 	log, err := os.ReadFile(b.node(n).LogPath())
 	if err != nil || int64(len(log)) < from {
-		return noLastWords
+		return ""
 	}
-	return lastWords(string(log[from:]))
+	return string(log[from:])
 }
 
 const noLastWords = "(it does not say why)"

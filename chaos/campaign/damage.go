@@ -14,8 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/abacusdb/abacus/chaos/lan"
 )
 
 // failingDisk has every write and sync of a node's files fail with EIO, as strace does it. The node ends.
@@ -57,17 +60,14 @@ func (s *siege) failingDisk() (*fault, error) {
 func (s *siege) fullDisk() (*fault, error) {
 	n := s.leader()
 	s.b.excuse(n)
+	said := s.b.saidSoFar(n)
 	filler := filepath.Join(s.b.disk(n).Path(), "filler")
 	if err := fill(filler); err != nil {
 		return nil, errors.Join(err, os.Remove(filler))
 	}
 	return &fault{
 		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
-		bit: func() (bool, error) {
-			var st syscall.Statfs_t
-			err := syscall.Statfs(s.b.disk(n).Path(), &st)
-			return int64(st.Bavail)*st.Bsize < 16<<20, err
-		},
+		bit: func() (bool, error) { return strings.Contains(s.b.logSince(n, said), "disk nearly full"), nil },
 		mend: func() error {
 			err := os.Remove(filler)
 			s.b.acquit(n)
@@ -126,7 +126,7 @@ func (s *siege) hungDisk() (*fault, error) {
 // damage spoils files of a node that is down. It is well again when it has got everything from the others.
 func (s *siege) damage(spoil func(dir string, rng *rand.Rand) (string, error)) (*fault, error) {
 	n := s.some(1)[0]
-	return s.robbed(n, func() (string, error) {
+	return s.robbed(n, "replica damaged", func() (string, error) {
 		what, err := spoil(s.b.node(n).DataDir(), s.rng)
 		return fmt.Sprintf("n%d: %s", n, what), err
 	})
@@ -135,12 +135,14 @@ func (s *siege) damage(spoil func(dir string, rng *rand.Rand) (string, error)) (
 // wipe takes away a node's whole data directory.
 func (s *siege) wipe() (*fault, error) {
 	n := s.some(1)[0]
-	return s.robbed(n, func() (string, error) { return fmt.Sprintf("n%d", n), s.b.removeData(n) })
+	// It has new replicas, which get what there is from the others.
+	return s.robbed(n, "restored snapshot", func() (string, error) { return fmt.Sprintf("n%d", n), s.b.removeData(n) })
 }
 
-// robbed does something to the files of a node that is down. Everybody else is sound before, and it is sound afterwards: of two nodes that
+// robbed does something to the files of a node that is down, which its log tells of afterwards. Everybody else is sound before, and it is sound afterwards: of two nodes that
 // lose what they had, one must have got it back before the other loses it.
-func (s *siege) robbed(n int, rob func() (string, error)) (*fault, error) {
+func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault, error) {
+	said := s.b.saidSoFar(n)
 	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 	defer cancel()
 	if err := s.b.sound(ctx); err != nil {
@@ -154,15 +156,18 @@ func (s *siege) robbed(n int, rob func() (string, error)) (*fault, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.b.release(n))
 	}
-	return &fault{detail: what, nodes: []int{n}, mend: func() error {
+	showed := func() (bool, error) { return strings.Contains(s.b.logSince(n, said), tells), nil }
+	return &fault{detail: what, nodes: []int{n}, showed: showed, mend: func() error {
 		if err := s.b.release(n); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 		defer cancel()
-		err := s.b.whole(ctx, n)
+		if err := s.b.whole(ctx, n); err != nil {
+			s.b.accuse("after %s: %v", what, err)
+		}
 		s.b.acquit(n)
-		return err
+		return nil
 	}}, nil
 }
 
@@ -242,8 +247,11 @@ func change(path string, how func([]byte)) error {
 
 // faults is what a node is told to suffer, in its --fault-file.
 type faults struct {
-	// Delay is what its bytes to each peer wait, by peer address: at least and at most, in ms.
-	DelayMS map[string][2]int `json:"delay_ms,omitempty"`
+	// DelayMS is what its bytes to each peer wait, by peer address: at least, at most, and in how long it grows from the one to
+	// the other (0: it varies), in ms.
+	DelayMS map[string][3]int `json:"delay_ms,omitempty"`
+	// AnswerDelayMS is what its answers to each peer wait, by the peer's host.
+	AnswerDelayMS map[string][3]int `json:"answer_delay_ms,omitempty"`
 	// Cut are the addresses of peers that nothing reaches.
 	Cut []string `json:"cut,omitempty"`
 	// ClockOffsetMS is how wrong its wall clock is, and ClockRate how fast it runs (0: as it should).
@@ -291,13 +299,45 @@ func (s *siege) delay() (*fault, error) {
 		where = fmt.Sprintf("n%d", nodes[0])
 	}
 	late := func(int) faults {
-		f := faults{DelayMS: map[string][2]int{}}
+		f := faults{DelayMS: map[string][3]int{}}
 		for _, n := range s.b.c.Nodes() {
-			f.DelayMS[n.Addrs().Peer] = [2]int{least, most}
+			f.DelayMS[n.Addrs().Peer] = [3]int{least, most}
 		}
 		return f
 	}
 	return s.suffer(fmt.Sprintf("%d to %d ms from %s", least, most, where), nodes, late, func() (bool, error) { return s.b.noticed(nodes) })
+}
+
+// lateThenAlone has the others' answers to a leader come ever later, until it is cut off: by what it has heard it leads on for a while, when
+// another may lead already. Who would read there without asking the others, reads what was.
+func (s *siege) lateThenAlone() (*fault, error) {
+	n := s.leader()
+	const most, grows = 850 * time.Millisecond, 4 * time.Second // below what an election waits
+	var others []int
+	for o := 1; o <= s.b.nodes(); o++ {
+		if o != n {
+			others = append(others, o)
+		}
+	}
+	late := faults{AnswerDelayMS: map[string][3]int{s.b.net.(*lan.LAN).Addr(n): {50, int(most.Milliseconds()), int(grows.Milliseconds())}}}
+	f, err := s.suffer(fmt.Sprintf("n%d hears answers up to %v late, and then nothing", n, most), others, func(int) faults { return late },
+		func() (bool, error) { return s.b.noticed(others) })
+	if err != nil {
+		return nil, err
+	}
+	wait(s.ctx, grows+time.Duration(s.rng.IntN(1500))*time.Millisecond)
+	cut, err := s.cut("", nil, lan.Alone(n, s.b.nodes()))
+	if err != nil {
+		return nil, errors.Join(err, f.end())
+	}
+	mend, bit := f.mend, f.bit
+	f.bit = func() (bool, error) {
+		one, err := bit()
+		two, err2 := cut.bit()
+		return one && two, errors.Join(err, err2)
+	}
+	f.mend = func() error { return errors.Join(mend(), cut.end()) }
+	return f, nil
 }
 
 // clock has a node's wall clock be wrong, by minutes or by a year, and go too fast or too slow.

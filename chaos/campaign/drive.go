@@ -245,7 +245,10 @@ func (w *worker) multi(op workload.Op) (r workload.Result, err error) {
 	if len(exec.Elems) != len(op.Parts) {
 		return r, fmt.Errorf("EXEC of %d commands answers %v", len(op.Parts), exec)
 	}
-	for _, part := range exec.Elems {
+	for i, part := range exec.Elems {
+		if err := part.Err(); err != nil {
+			return r, fmt.Errorf("command %d of a transaction: %w", i, err)
+		}
 		r.Parts = append(r.Parts, workload.Result{Value: string(part.Str), Int: part.Int})
 	}
 	return r, nil

@@ -234,6 +234,12 @@ func (c *campaign) end(f *fault, event int) error {
 		return fmt.Errorf("mend %s: %w", ev.Kind, err)
 	}
 	ev.Mended = time.Now()
+	if f.showed != nil {
+		var err error
+		if ev.Bit, err = f.showed(); err != nil {
+			return fmt.Errorf("%s: %w", ev.Kind, err)
+		}
+	}
 	if !ev.Bit {
 		c.cfg.Log("          it had no effect")
 	}

@@ -19,6 +19,8 @@ type Lists struct {
 	tokens int
 	active map[int]*list
 	all    []*list
+	// stale reads were answered; of those, empty ones.
+	stale, empty int
 }
 
 type list struct {
@@ -66,6 +68,11 @@ func (ls *Lists) Next(rng *rand.Rand, shard int, read bool) Call {
 		return Call{op, func(o Outcome, r Result) {
 			ls.mu.Lock()
 			defer ls.mu.Unlock()
+			if o == Answered && op.Reading == Stale {
+				if ls.stale++; r.Value == "" {
+					ls.empty++
+				}
+			}
 			if o == Answered {
 				l.reads = append(l.reads, listRead{len(r.Value), hashOf(r.Value), least})
 			}
@@ -101,6 +108,10 @@ func (ls *Lists) Final() (calls []Call) {
 func (ls *Lists) Check(f *Findings) int {
 	for _, l := range ls.all {
 		l.check(f)
+	}
+	// Each list grows fast: who always answers nothing keeps every promise about one state, and is no database.
+	if ls.stale >= 100 && ls.empty*2 > ls.stale {
+		f.Add("%d of %d stale reads of lists that grow showed nothing", ls.empty, ls.stale)
 	}
 	return len(ls.all)
 }

@@ -232,6 +232,7 @@ func TestEverythingIsFound(t *testing.T) {
 		{"an append is carried out twice", lists, few(Append, 150, twice)},
 		{"an old list is read", lists, stale(300)},
 		{"a list that never was is read", lists, few(Get, 150, func(*database, Op) Result { return Result{Value: "1;999999;"} })},
+		{"stale reads show nothing", lists, func(_ *database, op Op) (Result, bool) { return Result{}, op.Kind == Get && op.Reading == Stale }},
 		{"a counter counts twice", counters, few(Incr, 100, twice)},
 		{"a counter does not count", counters, few(Incr, 100, func(d *database, op Op) Result {
 			n, _ := atoi(d.values[op.Key])

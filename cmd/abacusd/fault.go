@@ -30,14 +30,37 @@ type faults struct {
 
 // faultFile is what is in it.
 type faultFile struct {
-	// DelayMS is what bytes to a peer wait, by its address: at least and at most.
-	DelayMS map[string][2]int `json:"delay_ms"`
+	// DelayMS is what bytes to a peer wait, by its address, on connections that we have made; AnswerDelayMS, by its host, on those that it
+	// has made: answers.
+	DelayMS       map[string]span `json:"delay_ms"`
+	AnswerDelayMS map[string]span `json:"answer_delay_ms"`
 	// Cut are the addresses of peers whom nothing reaches, as when the network between is cut.
 	Cut           []string `json:"cut"`
 	ClockOffsetMS int64    `json:"clock_offset_ms"`
 	ClockRate     float64  `json:"clock_rate"` // 0: as it should be
 
 	since time.Time // read
+}
+
+// span is a delay in ms: at least, at most; and if the third is not 0, it grows from the one to the other in so many ms, and does
+// not vary.
+type span [3]int
+
+func (s span) now(since time.Duration) time.Duration {
+	least, most, grows := time.Duration(s[0])*time.Millisecond, time.Duration(s[1])*time.Millisecond, time.Duration(s[2])*time.Millisecond
+	if grows > 0 {
+		return least + time.Duration(float64(most-least)*min(1, float64(since)/float64(grows)))
+	}
+	return least + rand.N(most-least+1)
+}
+
+// of is what bytes to a peer wait: dialled ones have an address, accepted ones a host.
+func (ff *faultFile) of(peer string) (span, bool) {
+	if s, ok := ff.DelayMS[peer]; ok {
+		return s, true
+	}
+	s, ok := ff.AnswerDelayMS[peer]
+	return s, ok
 }
 
 // faultsEvery is how often it is looked whether the file has changed.
@@ -93,7 +116,8 @@ func (f *faults) renew(old, next *faultFile) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for addr, list := range f.conns {
-		if old.DelayMS[addr] == next.DelayMS[addr] && slices.Contains(old.Cut, addr) == slices.Contains(next.Cut, addr) {
+		was, _ := old.of(addr)
+		if is, _ := next.of(addr); was == is && slices.Contains(old.Cut, addr) == slices.Contains(next.Cut, addr) {
 			continue
 		}
 		for _, c := range list {
@@ -124,22 +148,32 @@ func (f *faults) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.late(addr, c), nil
+}
+
+// accept has what is written to a peer that has connected come late if the file says so.
+func (f *faults) accept(c net.Conn) net.Conn {
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return c
+	}
+	return f.late(host, c)
+}
+
+func (f *faults) late(peer string, c net.Conn) net.Conn {
 	f.mu.Lock()
-	f.conns[addr] = append(slices.DeleteFunc(f.conns[addr], func(c net.Conn) bool {
-		return closed(c)
-	}), c)
+	f.conns[peer] = append(slices.DeleteFunc(f.conns[peer], closed), c)
 	f.mu.Unlock()
-	if _, late := f.now.Load().DelayMS[addr]; !late {
-		return c, nil
+	if _, late := f.now.Load().of(peer); !late {
+		return c
 	}
-	delay := func() time.Duration {
-		span, ok := f.now.Load().DelayMS[addr]
-		if !ok {
-			return 0
+	return newLateConn(c, func() time.Duration {
+		ff := f.now.Load()
+		if s, ok := ff.of(peer); ok {
+			return s.now(time.Since(ff.since))
 		}
-		return time.Duration(span[0]+rand.IntN(max(1, span[1]-span[0]+1))) * time.Millisecond
-	}
-	return newLateConn(c, delay), nil
+		return 0
+	})
 }
 
 // closed says whether we have closed a connection.

@@ -112,7 +112,7 @@ flags; 3 stopped at once.`,
 				if err != nil {
 					return &usageError{fmt.Errorf("--fault-file: %w", err)}
 				}
-				cfg.Dial, cfg.Now = f.dial, f.clock
+				cfg.Dial, cfg.Accept, cfg.Now = f.dial, f.accept, f.clock
 				go f.watch(context.Background())
 			}
 			if err := cfg.Validate(); err != nil {
