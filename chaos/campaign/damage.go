@@ -7,12 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -123,24 +123,47 @@ func (s *siege) hungDisk() (*fault, error) {
 	}, nil
 }
 
-// damage spoils files of a node that is down. It is well again when it has got everything from the others.
-func (s *siege) damage(spoil func(dir string, rng *rand.Rand) (string, error)) (*fault, error) {
-	n := s.some(1)[0]
-	return s.robbed(n, "replica damaged", func() (string, error) {
-		what, err := spoil(s.b.node(n).DataDir(), s.rng)
-		return fmt.Sprintf("n%d: %s", n, what), err
+// damage spoils one of a node's files that match a pattern and are of some size, while it is down. It is well again when it has got everything
+// from the others. spoil chooses among them.
+func (s *siege) damage(pattern string, least int64, spoil func(list []string, rng *rand.Rand) (path, what string, err error)) (*fault, error) {
+	n := 0
+	for n == 0 {
+		for _, o := range s.order() {
+			if list, err := files(s.b.node(o).DataDir(), pattern, least); err != nil {
+				return nil, err
+			} else if len(list) > 0 {
+				n = o
+				break
+			}
+		}
+		if n == 0 && !wait(s.ctx, time.Second) { // nobody has written one yet
+			return nil, s.ctx.Err()
+		}
+	}
+	return s.robbed(n, `msg="replica damaged"`, func() (string, error) {
+		dir := s.b.node(n).DataDir()
+		list, err := files(dir, pattern, least) // again: it wrote on until it was killed
+		if err == nil && len(list) == 0 {
+			err = fmt.Errorf("no files %s in %s", pattern, dir)
+		}
+		if err != nil {
+			return "", err
+		}
+		path, what, err := spoil(list, s.rng)
+		name, _ := filepath.Rel(dir, path)
+		return fmt.Sprintf("n%d: %s %s", n, name, what), err
 	})
 }
 
 // wipe takes away a node's whole data directory.
 func (s *siege) wipe() (*fault, error) {
 	n := s.some(1)[0]
-	// It has new replicas, which get what there is from the others.
-	return s.robbed(n, "restored snapshot", func() (string, error) { return fmt.Sprintf("n%d", n), s.b.removeData(n) })
+	// A node that has lost nothing does not join.
+	return s.robbed(n, "msg=joined", func() (string, error) { return fmt.Sprintf("n%d", n), s.b.removeData(n) })
 }
 
-// robbed does something to the files of a node that is down, which its log tells of afterwards. Everybody else is sound before, and it is sound afterwards: of two nodes that
-// lose what they had, one must have got it back before the other loses it.
+// robbed does something to the files of a node that is down, which its log tells of afterwards. Everybody else is sound before, and it
+// is sound afterwards: of two nodes that lose what they had, one must have got it back before the other loses it.
 func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault, error) {
 	said := s.b.saidSoFar(n)
 	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
@@ -171,69 +194,60 @@ func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault,
 	}}, nil
 }
 
-// files of a node, by pattern, in random order.
-func files(dir, pattern string, rng *rand.Rand) ([]string, error) {
-	list, err := filepath.Glob(filepath.Join(dir, pattern))
-	if err == nil && len(list) == 0 {
-		err = fmt.Errorf("no files %s in %s", pattern, dir)
+// files of a node, by pattern, in order, of at least so many bytes.
+func files(dir, pattern string, least int64) (list []string, err error) {
+	all, err := filepath.Glob(filepath.Join(dir, pattern))
+	for _, path := range all {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if info.Size() >= least {
+			list = append(list, path)
+		}
 	}
-	rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	return list, err
 }
 
-// damageState flips a bit in every page of a replica's state, or cuts off its end.
-func damageState(dir string, rng *rand.Rand) (string, error) {
-	list, err := files(dir, "shard-*/*/state/state-*.db", rng)
-	if err != nil {
-		return "", err
-	}
-	path := list[0]
-	if rng.IntN(3) == 0 {
-		info, err := os.Stat(path)
-		if err != nil {
-			return "", err
+// damageState flips a bit in every KiB of a replica's state, or cuts off most of it.
+func (s *siege) damageState() (*fault, error) {
+	// In a file with nothing but what each has from the beginning, a bit is mostly in nothing that is used; and a page is often half empty.
+	return s.damage("shard-*/*/state/state-*.db", 128<<10, func(list []string, rng *rand.Rand) (path, what string, err error) {
+		path = list[rng.IntN(len(list))]
+		if rng.IntN(3) == 0 {
+			// The second half of it may be in use by nobody yet.
+			return path, "cut to 16 KiB", os.Truncate(path, 16<<10)
 		}
-		return relative(dir, path) + " cut in half", os.Truncate(path, info.Size()/2)
-	}
-	return "a bit flipped in each page of " + relative(dir, path), change(path, func(b []byte) {
-		for at := 2*4096 + rng.IntN(4096); at < len(b); at += 4096 {
-			b[at] ^= 1 << rng.IntN(8)
-		}
+		return path, "with a bit flipped in each KiB", change(path, func(b []byte) {
+			const meta = 2 * 4096
+			for at := meta; at+1024 <= len(b); at += 1024 {
+				b[at+rng.IntN(1024)] ^= 1 << rng.IntN(8)
+			}
+		})
 	})
 }
 
 // damageLog flips a bit in the first commit of a segment, which is below the last mark, or cuts the file.
-func damageLog(dir string, rng *rand.Rand) (string, error) {
-	list, err := filepath.Glob(filepath.Join(dir, "wal/*.wal"))
-	if err == nil && len(list) == 0 {
-		err = fmt.Errorf("no log in %s", dir)
-	}
-	if err != nil {
-		return "", err
-	}
-	slices.Sort(list)
+func (s *siege) damageLog() (*fault, error) {
 	const header, firstBytes = 4096, 44
-	path := list[rng.IntN(max(1, len(list)-1))] // not the last: its first commit may be the log's last
-	if len(list) > 1 && rng.IntN(3) == 0 {
-		return relative(dir, path) + " cut off", os.Truncate(path, header+firstBytes)
-	}
-	return "a bit flipped in " + relative(dir, path), change(path, func(b []byte) { b[header+rng.IntN(firstBytes)] ^= 1 << rng.IntN(8) })
+	return s.damage("wal/*.wal", 0, func(list []string, rng *rand.Rand) (path, what string, err error) {
+		path = list[rng.IntN(max(1, len(list)-1))] // not the last: its first commit may be the log's last
+		if len(list) > 1 && rng.IntN(3) == 0 {
+			return path, "cut off", os.Truncate(path, header+firstBytes)
+		}
+		return path, "with a bit flipped", change(path, func(b []byte) { b[header+rng.IntN(firstBytes)] ^= 1 << rng.IntN(8) })
+	})
 }
 
 // damageSnapshot flips a bit in what a replica knows of its last snapshot.
-func damageSnapshot(dir string, rng *rand.Rand) (string, error) {
-	list, err := files(dir, "shard-*/*/snapshot*/snapshot.json", rng)
-	if err != nil {
-		return "", err
-	}
-	return "a bit flipped in " + relative(dir, list[0]), change(list[0], func(b []byte) { b[rng.IntN(len(b))] ^= 1 << rng.IntN(8) })
-}
-
-func relative(dir, path string) string {
-	if r, err := filepath.Rel(dir, path); err == nil {
-		return r
-	}
-	return path
+func (s *siege) damageSnapshot() (*fault, error) {
+	return s.damage("shard-*/*/snapshot*/snapshot.json", 1, func(list []string, rng *rand.Rand) (path, what string, err error) {
+		path = list[rng.IntN(len(list))]
+		return path, "with a bit flipped", change(path, func(b []byte) { b[rng.IntN(len(b))] ^= 1 << rng.IntN(8) })
+	})
 }
 
 func change(path string, how func([]byte)) error {

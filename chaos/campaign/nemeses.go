@@ -95,9 +95,9 @@ var kinds = []kind{
 	{name: "failing disk", root: true, least: 4 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).failingDisk},
 	{name: "full disk", root: true, least: 4 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).fullDisk},
 	{name: "hung disk", root: true, least: diskTimeout + 2*time.Second, most: 2 * diskTimeout, touches: processes | disks, bear: (*siege).hungDisk},
-	{name: "damaged state", least: time.Second, most: 3 * time.Second, alone: true, bear: func(s *siege) (*fault, error) { return s.damage(damageState) }},
-	{name: "damaged log", least: time.Second, most: 3 * time.Second, alone: true, bear: func(s *siege) (*fault, error) { return s.damage(damageLog) }},
-	{name: "damaged snapshot", least: time.Second, most: 3 * time.Second, alone: true, bear: func(s *siege) (*fault, error) { return s.damage(damageSnapshot) }},
+	{name: "damaged state", least: time.Second, most: 3 * time.Second, alone: true, bear: (*siege).damageState},
+	{name: "damaged log", least: time.Second, most: 3 * time.Second, alone: true, bear: (*siege).damageLog},
+	{name: "damaged snapshot", least: time.Second, most: 3 * time.Second, alone: true, bear: (*siege).damageSnapshot},
 	{name: "wiped node", least: time.Second, most: 3 * time.Second, alone: true, bear: (*siege).wipe},
 }
 

@@ -53,13 +53,32 @@ func (n *Node) CommandLine() []string {
 	st := n.c.fixed
 	args := []string{st.Abacusd, "--id", n.ID(), "--data-dir", n.DataDir(),
 		"--client-addr", a.Client, "--peer-addr", a.Peer, "--http-addr", a.HTTP, "--cluster-addr", a.Cluster}
-	if n.N == 1 {
+	if n.founds() {
 		args = append(args, "--bootstrap", "--shards", strconv.Itoa(st.Shards), "--replicas", strconv.Itoa(st.Replicas))
 	} else {
 		args = append(args, "--join", n.c.peers(n.N))
 	}
 	args = append(args, st.Args...)
 	return append(args, st.Nodes[n.N-1].Args...)
+}
+
+// founds says whether this is the node that makes the cluster. When it has lost all it had, there is a cluster already, of which it would
+// make a second one: then it joins, like any other.
+func (n *Node) founds() bool {
+	if n.N != 1 {
+		return false
+	}
+	for _, o := range n.c.Nodes() {
+		if o.N != 1 && !n.hasData() && o.hasData() {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *Node) hasData() bool {
+	_, err := os.Stat(filepath.Join(n.DataDir(), "ident.json"))
+	return err == nil
 }
 
 // Start starts the process and returns at once. It fails with ErrRunning if
