@@ -36,8 +36,8 @@ type Config struct {
 	NoRouting bool
 	// Stale has reads answered by the node that is asked, from what its own replica
 	// has (of a shard that it holds none of, linearizable): they may miss what was
-	// acknowledged before. MaxStale bounds how long ago that replica must have had
-	// word from its shard's leader, or the read is linearizable; to the millisecond,
+	// acknowledged before. With MaxStale they miss nothing that was acknowledged longer ago than
+	// that: if the replica does not know that, the read is linearizable. To the millisecond,
 	// 0: no bound. Writes are as ever. Nodes that do not know this read linearizable.
 	Stale    bool
 	MaxStale time.Duration

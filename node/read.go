@@ -14,8 +14,8 @@ import (
 )
 
 // followerTry bounds a read by a follower's own state, before the leader is asked
-// to answer it. A follower of an idle shard hears only of the next message that an
-// entry is committed, up to four tenths of a second later: by then the leader has answered twice.
+// to answer it. A follower hears within some milliseconds that an entry is committed; one that does not is
+// slow, and the leader has answered twice by then.
 const followerTry = 30 * time.Millisecond
 
 // read answers commands that only read, as the reader has asked for, and tells the

@@ -25,11 +25,18 @@ const (
 	maxBeats = 1024
 )
 
-// heartbeat sends a heartbeat with those of other shards; if the follower cannot answer at once, by itself.
-func (p *peers) heartbeat(target raft.ServerAddress, frame []byte) ([]byte, error) {
-	b, err := p.net.beats.send(p.ctx, target, frame, p.timing.Heartbeat)
-	if b == nil && err == nil {
-		b, err = p.call(target, transport.LaneControl, transport.MethodRaftAppend, frame, p.timing.Heartbeat)
+// heartbeat sends a heartbeat of ours in a term with those of other shards; if the follower cannot answer at once, by itself.
+func (p *peers) heartbeat(id raft.ServerID, target raft.ServerAddress, term uint64, frame []byte) ([]byte, error) {
+	b, err := p.net.beats.send(p.ctx, target, append(p.word(id, term).appendTo(make([]byte, 0, wordSize+len(frame))), frame...), p.timing.Heartbeat)
+	switch {
+	case err != nil:
+		return nil, err
+	case b == nil:
+		return p.call(target, transport.LaneControl, transport.MethodRaftAppend, frame, p.timing.Heartbeat)
+	}
+	st, b, err := cutStamp(b)
+	if err == nil {
+		p.stamped(id, term, st)
 	}
 	return b, err
 }
@@ -151,6 +158,10 @@ func (n *Net) onHeartbeats(_ string, frame []byte, reply func([]byte, error)) {
 	}
 	answers := make([][]byte, len(frames))
 	for i, frame := range frames {
+		w, frame, err := cutWord(frame)
+		if err != nil {
+			continue
+		}
 		d, to, h := open(frame)
 		p, err := n.find(to)
 		if err != nil {
@@ -160,7 +171,10 @@ func (n *Net) onHeartbeats(_ string, frame []byte, reply func([]byte, error)) {
 		if err != nil || !isHeartbeat(req) {
 			continue
 		}
-		answers[i] = p.answerHeartbeat(req)
+		if answer := p.answerHeartbeat(req); answer != nil {
+			p.fresh.trust(w)
+			answers[i] = append(p.stamp().appendTo(make([]byte, 0, stampSize+len(answer))), answer...)
+		}
 	}
 	reply(encodeFrames(answers), nil)
 }

@@ -30,7 +30,6 @@ func (p *peers) answerHeartbeat(req *raft.AppendEntriesRequest) []byte {
 	if !ok {
 		return nil
 	}
-	p.hear(time.Now(), req, resp)
 	return encodeAppendResponse(resp, p.report())
 }
 
@@ -83,7 +82,6 @@ func (p *peers) pump(queue <-chan inbound) {
 				err = p.awaitSynced(p.ctx, math.MaxUint64)
 			}
 			if a, ok := resp.(*raft.AppendEntriesResponse); ok && err == nil {
-				p.hear(in.at, in.req, a)
 				in.reply(encodeAppendResponse(a, p.report()), nil)
 			} else {
 				in.reply(nil, err)

@@ -42,6 +42,13 @@ func newInstance(s *Store) (*instance, error) {
 		}
 		return rep
 	}
+	in.peers.fresh = newFreshness(s.fsm.Applied)
+	in.peers.confirmed = func(term uint64) (time.Time, bool) {
+		if l := s.lead.Load(); l != nil && l.in == in {
+			return l.confirmed(term)
+		}
+		return time.Time{}, false
+	}
 	s.snaps.floor = in.peers.floor
 	s.logs.emptied = func() {
 		// We are on raft's main loop, in the middle of an install; it must not get to

@@ -94,6 +94,10 @@ func (n *Net) onAppend(_ string, frame []byte, reply func([]byte, error)) {
 		reply(nil, transport.Errorf(transport.CodeRefused, "entries of term %d from a leader of term %d", last, req.Term))
 		return
 	}
+	// raft takes what is committed for that up to the end of its own log, also behind the last entry that the request vouches for, where there may
+	// still be entries of a deposed leader: it would apply them. A leader tells of more than it vouches for if its commit index
+	// rises while it makes an empty request. (Raft paper, figure 2: "index of last new entry".)
+	req.LeaderCommitIndex = min(req.LeaderCommitIndex, req.PrevLogEntry+uint64(len(req.Entries)))
 	queue := p.appends
 	if isHeartbeat(req) {
 		if answer := p.answerHeartbeat(req); answer != nil {

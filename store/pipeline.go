@@ -90,6 +90,7 @@ func (l *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.Appe
 	}
 	trim(req)
 	frame := encodeAppend(l.peers.to(l.id), req)
+	l.peers.sending(req)
 	f.size = int64(len(frame))
 	l.mu.Lock()
 	l.queue = append(l.queue, f)
@@ -121,7 +122,7 @@ func (l *pipeline) answer(f *appendFuture, b []byte, err error) {
 		return
 	}
 	l.unanswered -= f.size
-	l.peers.note(l.id, f.start, f.req, f.resp, rep)
+	l.peers.note(l.id, l.target, f.start, f.req, f.resp, rep)
 	f.answered = true
 	l.deliver()
 }

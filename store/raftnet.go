@@ -62,8 +62,11 @@ type peers struct {
 	stuckFor func() time.Duration
 	// unsynced says whether our own log is not on the disk up to an index yet, and calls landed when it is.
 	unsynced func(index uint64, landed func()) bool
-	// report is what this replica tells its leader of itself. Set before start.
-	report func() report
+	// report is what this replica tells its leader of itself, confirmed is leadership.confirmed of the present one, fresh how old the state
+	// is. Set before start.
+	report    func() report
+	confirmed func(term uint64) (time.Time, bool)
+	fresh     *freshness
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
 	// finish inside the other and then believes the older one (hazard R26).
 	exclusive chan struct{}
@@ -81,10 +84,11 @@ type peers struct {
 	raft   atomic.Pointer[raft.Raft]
 	onBeat func(raft.RPC)
 
-	// began is when this was made; heard is when the last message came that we took
-	// from a leader of our term, in ns since began, 0 for never.
 	began time.Time
-	heard atomic.Int64
+
+	// telling: tell is going to run. entriesSent is when entries were last sent to anybody, in ns since began.
+	telling     atomic.Bool
+	entriesSent atomic.Int64
 
 	mu        sync.Mutex
 	followers map[raft.ServerID]follower
@@ -94,12 +98,18 @@ type peers struct {
 
 // follower is what a leader knows of another replica.
 type follower struct {
-	term    uint64 // the term in which it was learnt
-	match   uint64 // its log equals ours up to here
-	contact time.Time
+	term uint64 // the term in which it was learnt
+	node raft.ServerAddress
+	// Its log equals ours up to match, an entry of matchTerm; header is that of the request which it answered so.
+	match, matchTerm uint64
+	header           raft.RPCHeader
+	contact          time.Time
 	// sent is when the newest request was sent that it answered: it was ours then.
 	sent   time.Time
 	report report // with its last answer
+	stamps stamps
+	// told is set while a message of tell is unanswered.
+	told bool
 }
 
 func newPeers(n *Net, self address, node string, timing Timing, stable *stableStore, stuckFor func() time.Duration, unsynced func(uint64, func()) bool, exclusive chan struct{}, log *slog.Logger) *peers {
@@ -179,8 +189,9 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	var b []byte
 	var err error
 	if isHeartbeat(req) {
-		b, err = p.heartbeat(target, frame)
+		b, err = p.heartbeat(id, target, req.Term, frame)
 	} else {
+		p.sending(req)
 		b, err = p.call(target, transport.LaneLog, transport.MethodRaftAppend, frame, appendTimeout(int64(len(frame))))
 	}
 	if err != nil {
@@ -190,8 +201,15 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	if err != nil {
 		return err
 	}
-	p.note(id, sent, req, resp, rep)
+	p.note(id, target, sent, req, resp, rep)
 	return p.awaitSynced(p.ctx, lastIndex(req))
+}
+
+// sending notes that a request goes out.
+func (p *peers) sending(req *raft.AppendEntriesRequest) {
+	if len(req.Entries) > 0 {
+		p.entriesSent.Store(int64(time.Since(p.began)))
+	}
 }
 
 // awaitSynced waits until our own log is on the disk up to an index.
@@ -229,7 +247,7 @@ func trim(req *raft.AppendEntriesRequest) {
 }
 
 // note remembers how far a follower is.
-func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, rep report) {
+func (p *peers) note(id raft.ServerID, node raft.ServerAddress, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, rep report) {
 	if resp.Term > req.Term {
 		return
 	}
@@ -242,12 +260,15 @@ func (p *peers) note(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRe
 	if f.term < req.Term {
 		f = follower{term: req.Term}
 	}
-	f.contact, f.report = time.Now(), rep
+	f.node, f.contact, f.report = node, time.Now(), rep
 	if sent.After(f.sent) {
 		f.sent = sent
 	}
-	if resp.Success && !isHeartbeat(req) {
-		f.match = max(f.match, req.PrevLogEntry+uint64(len(req.Entries)))
+	if match := req.PrevLogEntry + uint64(len(req.Entries)); resp.Success && !isHeartbeat(req) && match >= f.match {
+		f.match, f.matchTerm, f.header = match, lastTerm(req), req.RPCHeader
+		if rep.commit < match {
+			p.tellSoon()
+		}
 	}
 	p.followers[id] = f
 	if rep.full || p.someFull.Load() {

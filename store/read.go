@@ -3,10 +3,7 @@ package store
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
-
-	"github.com/hashicorp/raft"
 
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/fsm/command"
@@ -152,8 +149,8 @@ func (s *Store) ViewAt(ctx context.Context, index uint64) (*fsm.View, error) {
 	return v, stateError(err)
 }
 
-// ReadStale answers from the state as it is here, if this replica had word from a
-// leader at most maxAge ago; 0: whatever its age. What is left of a key's time is as
+// ReadStale answers from the state as it is here, if that has everything that was acknowledged longer than
+// maxAge ago, as far as is known here (FreshAt); 0: whatever its age. What is left of a key's time is as
 // of the last entry applied.
 func (s *Store) ReadStale(maxAge time.Duration, cmds []command.Command) ([]command.Result, uint64, error) {
 	if err := checkReads(cmds); err != nil {
@@ -173,73 +170,6 @@ func (s *Store) StaleView(maxAge time.Duration) (*fsm.View, error) {
 	}
 	v, err := s.fsm.View()
 	return v, stateError(err)
-}
-
-func (s *Store) fresh(maxAge time.Duration) error {
-	if maxAge == 0 {
-		return nil
-	}
-	if word := s.LastWord(); word.IsZero() || time.Since(word) > maxAge {
-		return transport.Errorf(transport.CodeUnavailable, "no word from a leader for %v", maxAge)
-	}
-	return nil
-}
-
-// LastWord is the last time, by this node's monotonic clock, at which this replica
-// was surely part of its shard's majority or was spoken to by a leader: the zero time
-// for never since raft was started. For a leader it is when it sent what a majority of
-// the voters has answered since. A leader's word does not say that all it has is applied here.
-func (s *Store) LastWord() time.Time {
-	in := s.inst.Load()
-	if in == nil {
-		return time.Time{}
-	}
-	word := in.peers.lastWord()
-	l := s.lead.Load()
-	if l == nil || l.in != in || !l.isReady() {
-		return word
-	}
-	others, self := l.voters()
-	need := majority(len(others), self)
-	if need <= 0 {
-		return time.Now()
-	}
-	var sent []time.Time
-	for _, v := range others {
-		if f, ok := in.peers.follower(v.id, l.term); ok {
-			sent = append(sent, f.sent)
-		}
-	}
-	if len(sent) >= need {
-		slices.SortFunc(sent, func(a, b time.Time) int { return b.Compare(a) })
-		if sent[need-1].After(word) {
-			word = sent[need-1]
-		}
-	}
-	return word
-}
-
-// hear notes that a leader of our term has spoken: not raft.LastContact, which
-// also counts votes given and the moment in which a leader found that it is none.
-// at is when the message came, not when raft had time for it.
-func (p *peers) hear(at time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
-	if resp.Term != req.Term {
-		return
-	}
-	for ns := int64(at.Sub(p.began)) | 1; ; {
-		old := p.heard.Load()
-		if old >= ns || p.heard.CompareAndSwap(old, ns) {
-			return
-		}
-	}
-}
-
-// lastWord is when a leader of our term last spoke to us; zero for never.
-func (p *peers) lastWord() time.Time {
-	if ns := p.heard.Load(); ns != 0 {
-		return p.began.Add(time.Duration(ns))
-	}
-	return time.Time{}
 }
 
 // readAt waits for an index and answers from the state.

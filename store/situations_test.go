@@ -199,7 +199,7 @@ func learnersConfirm(t *testing.T) error {
 // freshLeader (hazard R3): a leader that does not know yet that its predecessor's
 // last write is committed, though it has it.
 func freshLeader(t *testing.T) error {
-	lazy := func(_ *node, cfg *Config) { cfg.Timing.Commit = 10 * time.Second } // followers hear late of commits
+	lazy := func(_ *node, cfg *Config) { cfg.Timing.Commit, cfg.Timing.Tell = 10*time.Second, 10*time.Second } // followers hear late of commits
 	return situation(t, 3, lazy, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
 		_, index, err := l.store.Propose(bg(t), []command.Command{set("x", "2")})

@@ -86,6 +86,9 @@ type Timing struct {
 	// hearing from it. No read and no write rests on it. When it is shorter, a leader that waits for
 	// a processor steps down before anybody asked for votes.
 	Lease time.Duration
+	// Tell is how long no entry follows before a leader tells followers that what they have is committed. A client
+	// that waits for each of its writes before the next is quicker. Default 5 ms.
+	Tell time.Duration
 	// Commit is how often a leader tells idle followers the commit index, at least, and asks those again that
 	// a broken link has kept from answering. Default 200 ms.
 	Commit time.Duration
@@ -97,7 +100,7 @@ type Timing struct {
 // DefaultTiming is what hashicorp/raft defaults to, patience enough for a slow fsync, but for a longer
 // lease (docs/decisions/0011-fail-stop.md has the measurement) and a Commit four times as long (0018-processor-time.md).
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 200 * time.Millisecond, Stuck: 3 * time.Second}
+	return Timing{Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Tell: 5 * time.Millisecond, Commit: 200 * time.Millisecond, Stuck: 3 * time.Second}
 }
 
 // Snapshots says when the log is cut and what is left of it. Entries are batches
@@ -137,6 +140,7 @@ func (c *Config) setDefaults() {
 	orDefault(&t.Heartbeat, dt.Heartbeat)
 	orDefault(&t.Election, max(dt.Election, t.Heartbeat))
 	orDefault(&t.Lease, min(dt.Lease, t.Heartbeat))
+	orDefault(&t.Tell, dt.Tell)
 	orDefault(&t.Commit, dt.Commit)
 	orDefault(&t.Stuck, dt.Stuck)
 	s, ds := &c.Snapshots, DefaultSnapshots()

@@ -188,7 +188,7 @@ func (a *app) open() (*client.Client, error) {
 // consistencyFlag adds --consistency to a command that reads.
 func (a *app) consistencyFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.consistency, "consistency", "linearizable",
-		"linearizable; or stale: what the node asked has itself, stale:2s if it had word from the shard's leader within 2s")
+		"linearizable; or stale: what the node asked has itself, stale:2s if it surely has all that is older than 2s")
 }
 
 // readAs turns --consistency into the client's settings.

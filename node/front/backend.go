@@ -69,8 +69,8 @@ type Reading struct {
 	// Local lets a replica on this node answer that does not lead, linearizable all
 	// the same (READONLY).
 	Local bool
-	// Stale lets a replica on this node answer from what it has, if it had word from
-	// a leader at most MaxAge ago (0: whenever). Otherwise the answer is linearizable.
+	// Stale lets a replica on this node answer from what it has, if it knows that this has everything that was acknowledged longer than
+	// MaxAge ago (0: in any case). Otherwise the answer is linearizable.
 	Stale  bool
 	MaxAge time.Duration
 }
