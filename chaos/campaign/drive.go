@@ -30,10 +30,10 @@ const (
 // clients are the ways in which users reach the cluster: the Go client, over all nodes or knowing but one of them at first, the same content with
 // stale reads, and connections of their own to one node.
 type clients struct {
-	all, stale *client.Client
-	one        []*client.Client // knows node n at n-1
-	followers  []string         // cluster addresses, whose READONLY connections read from replicas
-	plain      []string         // client addresses
+	all, stale, bounded *client.Client
+	one                 []*client.Client // knows node n at n-1
+	followers           []string         // cluster addresses, whose READONLY connections read from replicas
+	plain               []string         // client addresses
 }
 
 func openClients(b *bed) (*clients, error) {
@@ -47,6 +47,7 @@ func openClients(b *bed) (*clients, error) {
 	}
 	cs.all = open(client.Config{Addrs: cs.plain})
 	cs.stale = open(client.Config{Addrs: cs.plain, Stale: true})
+	cs.bounded = open(client.Config{Addrs: cs.plain, Stale: true, MaxStale: workload.StaleBound})
 	for _, addr := range cs.plain {
 		cs.one = append(cs.one, open(client.Config{Addrs: []string{addr}}))
 	}
@@ -54,7 +55,7 @@ func openClients(b *bed) (*clients, error) {
 }
 
 func (cs *clients) close() {
-	for _, c := range append(cs.one, cs.all, cs.stale) {
+	for _, c := range append(cs.one, cs.all, cs.stale, cs.bounded) {
 		if c != nil {
 			_ = c.Close() // nothing of it is wanted any more
 		}
@@ -177,6 +178,8 @@ func (w *worker) get(ctx context.Context, op workload.Op) (workload.Result, erro
 		return w.follower(op.Key)
 	case workload.Stale:
 		c = w.cs.stale
+	case workload.Bounded:
+		c = w.cs.bounded
 	}
 	v, err := c.Get(ctx, op.Key)
 	if errors.Is(err, client.ErrNotFound) {

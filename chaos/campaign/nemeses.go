@@ -268,25 +268,27 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// cut cuts links; each must swallow something.
+// cut cuts links; one of them must swallow something.
 func (s *siege) cut(detail string, nodes []int, links []lan.Link) (*fault, error) {
-	before, err := s.b.net.Dropped()
+	bit, err := s.swallow(links)
 	if err != nil {
 		return nil, err
 	}
-	return &fault{
-		detail: detail, nodes: nodes,
-		bit: func() (bool, error) {
-			after, err := s.b.net.Dropped()
-			for _, l := range links {
-				if after[l] > before[l] {
-					return true, err
-				}
+	return &fault{detail: detail, nodes: nodes, bit: bit, mend: func() error { return s.b.net.Heal(links...) }}, s.b.net.Cut(links...)
+}
+
+// swallow returns a function that says whether any of the links has swallowed something since.
+func (s *siege) swallow(links []lan.Link) (func() (bool, error), error) {
+	before, err := s.b.net.Dropped()
+	return func() (bool, error) {
+		after, err := s.b.net.Dropped()
+		for _, l := range links {
+			if after[l] > before[l] {
+				return true, err
 			}
-			return false, err
-		},
-		mend: func() error { return s.b.net.Heal(links...) },
-	}, s.b.net.Cut(links...)
+		}
+		return false, err
+	}, err
 }
 
 func (s *siege) split() (*fault, error) {
@@ -333,11 +335,15 @@ func (s *siege) flap() (*fault, error) {
 	links := lan.Alone(n, s.b.nodes())
 	f, err := s.during(fmt.Sprintf("n%d", n), func(ctx context.Context) (turns int, err error) {
 		for ctx.Err() == nil && err == nil {
-			err = s.b.net.Cut(links...)
+			bit, err1 := s.swallow(links)
+			err2 := s.b.net.Cut(links...)
 			wait(ctx, time.Duration(50+s.rng.IntN(700))*time.Millisecond)
-			err = errors.Join(err, s.b.net.Heal(links...))
+			felt, err3 := bit()
+			err = errors.Join(err1, err2, err3, s.b.net.Heal(links...))
+			if felt {
+				turns++
+			}
 			wait(ctx, time.Duration(50+s.rng.IntN(500))*time.Millisecond)
-			turns++
 		}
 		return turns, err
 	})
@@ -358,25 +364,14 @@ func (s *siege) lose() (*fault, error) {
 			links = append(links, lan.Deaf(n, s.b.nodes())...)
 		}
 	}
-	f, err := s.cut(fmt.Sprintf("%d %% on %s", percent, where), s.order(), nil)
+	bit, err := s.swallow(links)
 	if err != nil {
 		return nil, err
 	}
-	before, err := s.b.net.Dropped()
-	if err != nil {
-		return nil, err
-	}
-	f.bit = func() (bool, error) {
-		after, err := s.b.net.Dropped()
-		for _, l := range links {
-			if after[l] > before[l] {
-				return true, err
-			}
-		}
-		return false, err
-	}
-	f.mend = func() error { return s.b.net.Heal(links...) }
-	return f, s.b.net.Lose(percent, links...)
+	return &fault{
+		detail: fmt.Sprintf("%d %% on %s", percent, where), nodes: s.order(), bit: bit,
+		mend: func() error { return s.b.net.Heal(links...) },
+	}, s.b.net.Lose(percent, links...)
 }
 
 // transfers moves leaderships about.

@@ -3,15 +3,17 @@ package workload
 import (
 	"fmt"
 	"math/rand/v2"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Lists is the workload of values that only grow: clients append tokens. In the end
 // each acknowledged token is there once, where its answer said; what failed for certain
 // is not; and every read was a beginning of the end that had all that was
-// acknowledged before it. A stale read is a beginning of the end, too.
+// acknowledged before it. A stale read is a beginning of the end, too, and one with a bound had all that was acknowledged so long before.
 type Lists struct {
 	keys Keys
 
@@ -28,10 +30,25 @@ type list struct {
 	shard  int
 	ops    int
 	tokens map[string]*token
-	acked  int // bytes of the furthest acknowledged end
+	acked  []ackedEnd // the furthest, in order
 	reads  []listRead
 	end    string
 	read   bool // end is known
+}
+
+// ackedEnd is how long the list surely was from some moment on.
+type ackedEnd struct {
+	at    time.Time
+	bytes int
+}
+
+// least is how long the list surely was at some moment.
+func (l *list) least(at time.Time) int {
+	i := sort.Search(len(l.acked), func(i int) bool { return l.acked[i].at.After(at) })
+	if i == 0 {
+		return 0
+	}
+	return l.acked[i-1].bytes
 }
 
 type token struct {
@@ -60,10 +77,13 @@ func (ls *Lists) Next(rng *rand.Rand, shard int, read bool) Call {
 	}
 	l.ops++
 	if read {
-		op := Op{Kind: Get, Key: l.key, Reading: Reading(rng.IntN(3))}
-		least := l.acked
-		if op.Reading == Stale {
-			least = 0
+		op := Op{Kind: Get, Key: l.key, Reading: Reading(rng.IntN(4))}
+		least := 0
+		switch op.Reading {
+		case Linearizable, ByFollower:
+			least = l.least(time.Now())
+		case Bounded:
+			least = l.least(time.Now().Add(-StaleBound))
 		}
 		return Call{op, func(o Outcome, r Result) {
 			ls.mu.Lock()
@@ -87,7 +107,9 @@ func (ls *Lists) Next(rng *rand.Rand, shard int, read bool) Call {
 		defer ls.mu.Unlock()
 		if t.o = o; o == Answered {
 			t.end = int(r.Int)
-			l.acked = max(l.acked, t.end)
+			if now := time.Now(); t.end > l.least(now) {
+				l.acked = append(l.acked, ackedEnd{now, t.end})
+			}
 		}
 	}}
 }
@@ -154,7 +176,7 @@ func (l *list) check(f *Findings) {
 		if r.bytes > len(l.end) || hashOf(l.end[:r.bytes]) != r.sum {
 			wrong("a read of %d bytes is no beginning of the end", r.bytes)
 		} else if r.bytes < r.least {
-			wrong("a read of %d bytes lacks what was acknowledged before it, up to %d", r.bytes, r.least)
+			wrong("a read of %d bytes lacks what it should have, up to %d", r.bytes, r.least)
 		}
 	}
 }

@@ -71,7 +71,12 @@ const (
 	ByFollower
 	// Stale: any replica, from a state of the past.
 	Stale
+	// Bounded: any replica, from a state of the past that has all that was acknowledged StaleBound ago.
+	Bounded
 )
+
+// StaleBound is how old what a Bounded Get shows may be. A follower of a shard that is well is sure of a little less.
+const StaleBound = time.Second
 
 // Op is one operation.
 type Op struct {

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -154,6 +155,20 @@ func play(t *testing.T, make func(*Order, Keys) []Workload, wrong func(d *databa
 	return f.Faults()
 }
 
+// Who shows what was, within the bound, is not accused either.
+func TestStaleWithinBound(t *testing.T) {
+	old, since := map[string]string{}, time.Time{}
+	faults := play(t, lists, func(d *database, op Op) (Result, bool) {
+		if time.Since(since) > StaleBound/2 {
+			old, since = maps.Clone(d.values), time.Now()
+		}
+		return Result{Value: old[op.Key]}, op.Kind == Get && op.Reading == Bounded
+	})
+	if len(faults) > 0 {
+		t.Errorf("stale reads within their bound: %q", faults)
+	}
+}
+
 func registers(o *Order, k Keys) []Workload { return []Workload{NewRegisters(o, k)} }
 func lists(_ *Order, k Keys) []Workload     { return []Workload{NewLists(k)} }
 func counters(_ *Order, k Keys) []Workload  { return []Workload{NewCounters(k)} }
@@ -233,6 +248,15 @@ func TestEverythingIsFound(t *testing.T) {
 		{"an old list is read", lists, stale(300)},
 		{"a list that never was is read", lists, few(Get, 150, func(*database, Op) Result { return Result{Value: "1;999999;"} })},
 		{"stale reads show nothing", lists, func(_ *database, op Op) (Result, bool) { return Result{}, op.Kind == Get && op.Reading == Stale }},
+		{"stale reads with a bound are older", lists, func() func(*database, Op) (Result, bool) {
+			old, since := map[string]string{}, time.Time{}
+			return func(d *database, op Op) (Result, bool) {
+				if time.Since(since) > 2*StaleBound {
+					old, since = maps.Clone(d.values), time.Now()
+				}
+				return Result{Value: old[op.Key]}, op.Kind == Get && op.Reading == Bounded
+			}
+		}()},
 		{"a counter counts twice", counters, few(Incr, 100, twice)},
 		{"a counter does not count", counters, few(Incr, 100, func(d *database, op Op) Result {
 			n, _ := atoi(d.values[op.Key])
