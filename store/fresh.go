@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,9 +23,9 @@ import (
 // it, its state has all that. Two clocks are never compared.
 //
 // It takes two to three heartbeats, so that an idle shard's follower knows that its state is 200 to 900 ms old,
-// at a heartbeat time-out of one second.
+// at a heartbeat time-out of one second. A replica whom nobody has asked for a while gives no stamps, and costs nothing.
 
-// stamp is a moment in the life of one instance of a replica: at is in ns since it began, and
+// stamp is a moment in the life of one instance of a replica: at is in ns since it began, 0 for none, and
 // process is a number that no other instance has.
 type stamp struct{ process, at uint64 }
 
@@ -65,10 +66,9 @@ func cutWord(frame []byte) (word, []byte, error) {
 	return word{s, binary.BigEndian.Uint64(rest)}, rest[8:], nil
 }
 
-// stamps are those that a leader got from one follower.
+// stamps are those that a leader got from one follower, and that wait for a round that began after they came; in order.
 type stamps struct {
-	ripe    stamp     // may be sent back
-	pending []stamped // wait for a round that began after they came; in order
+	pending []stamped
 }
 
 type stamped struct {
@@ -80,17 +80,19 @@ type stamped struct {
 const maxStamps = 4
 
 func (s *stamps) add(st stamp, came time.Time) {
-	if len(s.pending) < maxStamps {
+	if st.at != 0 && len(s.pending) < maxStamps {
 		s.pending = append(s.pending, stamped{st, came})
 	}
 }
 
-// ripen is told that a majority has confirmed the leader in a round that began at some time.
-func (s *stamps) ripen(confirmed time.Time) {
+// ripen is told that a majority has confirmed the leader in a round that began at some time, and returns the newest stamp that
+// may be sent back, if there is one that was not yet.
+func (s *stamps) ripen(confirmed time.Time) (ripe stamp) {
 	for len(s.pending) > 0 && !s.pending[0].came.After(confirmed) {
-		s.ripe = s.pending[0].stamp
+		ripe = s.pending[0].stamp
 		s.pending = slices.Delete(s.pending, 0, 1)
 	}
+	return ripe
 }
 
 // stamped notes that a follower has answered us in a term.
@@ -105,25 +107,29 @@ func (p *peers) stamped(id raft.ServerID, term uint64, st stamp) {
 
 // word is what we as the leader of a term can tell a follower now.
 func (p *peers) word(id raft.ServerID, term uint64) word {
+	if f, ok := p.follower(id, term); !ok || len(f.stamps.pending) == 0 {
+		return word{}
+	}
 	confirmed, ok := p.confirmed(term)
 	if !ok {
 		return word{}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f, ok := p.followers[id]
-	if !ok || f.term != term {
+	f := p.followers[id]
+	if f.term != term {
 		return word{}
 	}
-	f.stamps.ripen(confirmed)
+	ripe := f.stamps.ripen(confirmed)
 	p.followers[id] = f
-	return word{f.stamps.ripe, p.raft.Load().CommitIndex()}
+	return word{ripe, p.raft.Load().CommitIndex()}
 }
 
 // freshness is a follower's.
 type freshness struct {
 	process uint64        // of our stamps
 	applied func() uint64 // how far the state is
+	wanted  atomic.Int64  // when it was last asked for, in ns since the replica's peers began; 0: never
 
 	mu      sync.Mutex
 	at      uint64 // the newest stamp before which everything acknowledged is applied here; 0: none
@@ -137,8 +143,17 @@ func newFreshness(applied func() uint64) *freshness {
 	return &freshness{process: rand.Uint64(), applied: applied}
 }
 
-// stamp is now.
-func (p *peers) stamp() stamp { return stamp{p.fresh.process, uint64(time.Since(p.began)) | 1} }
+// stampsFor is how long stamps are given after somebody has asked how old the state is.
+const stampsFor = 30 * time.Second
+
+// stamp is now, if anybody wants to know.
+func (p *peers) stamp() stamp {
+	now := time.Since(p.began)
+	if wanted := p.fresh.wanted.Load(); wanted == 0 || now-time.Duration(wanted) > stampsFor {
+		return stamp{}
+	}
+	return stamp{p.fresh.process, uint64(now) | 1}
+}
 
 // trust takes a leader's word. It needs no look at his term: a majority has confirmed him after the stamp.
 func (f *freshness) trust(w word) {
@@ -169,12 +184,13 @@ func (f *freshness) newest() uint64 {
 }
 
 // FreshAt is a moment, by this node's monotonic clock, such that the state here has everything that was acknowledged before it,
-// wherever: the newest that is known, and the zero time if none is.
+// wherever: the newest that is known, and the zero time if none is. A follower learns new ones for half a minute after the call.
 func (s *Store) FreshAt() time.Time {
 	in := s.inst.Load()
 	if in == nil {
 		return time.Time{}
 	}
+	in.peers.fresh.wanted.Store(int64(time.Since(in.peers.began)) | 1)
 	var known time.Time
 	if at := in.peers.fresh.newest(); at != 0 {
 		known = in.peers.began.Add(time.Duration(at))

@@ -10,6 +10,7 @@ import (
 func TestReadStaleByOldWord(t *testing.T) {
 	err := situation(t, 3, nil, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
+		fs[0].store.FreshAt()
 		time.Sleep(2 * time.Second)
 		if age := time.Since(fs[0].store.FreshAt()); age > 900*time.Millisecond {
 			return fmt.Errorf("in a healthy shard a follower is fresh as of %v ago", age)
@@ -30,8 +31,13 @@ func TestReadStaleByOldWord(t *testing.T) {
 func TestReadStaleByDeposedLeader(t *testing.T) {
 	err := situation(t, 5, nil, func(t *testing.T, c *cluster) error {
 		l, fs := c.prepare()
-		time.Sleep(time.Minute) // nobody has asked so far
 		b := fs[0]
+		b.store.FreshAt()
+		time.Sleep(2 * time.Minute)
+		if age := time.Since(b.store.FreshAt()); age < time.Minute {
+			return fmt.Errorf("nobody has asked for long, and it is told that it is fresh as of %v ago", age)
+		}
+		time.Sleep(2 * time.Second)
 		if age := time.Since(b.store.FreshAt()); age > 900*time.Millisecond {
 			return fmt.Errorf("in a healthy shard a follower is fresh as of %v ago", age)
 		}
@@ -60,6 +66,7 @@ func TestReadStaleBehindItsLog(t *testing.T) {
 	err := situation(t, 3, nil, func(t *testing.T, c *cluster) error {
 		_, fs := c.prepare()
 		f := fs[0]
+		f.store.FreshAt()
 		time.Sleep(2 * time.Second)
 		f.gate.hold()
 		defer f.gate.release()
@@ -115,9 +122,9 @@ func TestStampsRipen(t *testing.T) {
 	for _, c := range []struct {
 		confirmed int
 		want      uint64
-	}{{5, 0}, {10, 1}, {19, 1}, {39, 3}, {100, maxStamps}} {
-		if s.ripen(at(c.confirmed)); s.ripe.at != c.want {
-			t.Errorf("confirmed at %d: stamp %d is ripe, want %d", c.confirmed, s.ripe.at, c.want)
+	}{{5, 0}, {10, 1}, {19, 0}, {39, 3}, {100, maxStamps}, {200, 0}} {
+		if ripe := s.ripen(at(c.confirmed)); ripe.at != c.want {
+			t.Errorf("confirmed at %d: stamp %d is ripe, want %d", c.confirmed, ripe.at, c.want)
 		}
 	}
 }

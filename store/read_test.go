@@ -261,6 +261,9 @@ func TestReadStale(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
+		for _, f := range fs {
+			refused(f, time.Hour, "who was never asked before")
+		}
 		time.Sleep(2 * time.Second)
 		for _, n := range c.nodes {
 			if err := try(n, 900*time.Millisecond); err != nil {
