@@ -23,7 +23,7 @@ help: ## this list
 build: ## bin/abacusd and bin/abacus, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/abacusd ./cmd/abacus
 
-demo: build ## three real nodes, real data, jobs, and a kill in the middle; half a minute, leaves nothing behind
+demo: build ## three real nodes, real data, jobs, and a kill in the middle; leaves nothing behind
 	bin/abacus dev demo
 
 cluster: build ## three nodes in the foreground (ports 7401-7403); Ctrl-C stops them

@@ -129,6 +129,16 @@ func DefaultConfig() Config {
 	}
 }
 
+// joinsItself says that there is nobody in Join but this node.
+func (c *Config) joinsItself() bool {
+	for _, j := range c.Join {
+		if j != c.PeerAddr && j != c.Advertise.Peer {
+			return false
+		}
+	}
+	return len(c.Join) > 0
+}
+
 // Validate reports every fault at once, so that one edit mends them all.
 func (c *Config) Validate() error {
 	var faults []error

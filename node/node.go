@@ -112,6 +112,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.router.Store(sharding.NewRouter(sharding.Map{}))
 	n.initMetrics()
 
+	if cfg.joinsItself() && !isMember(cfg.DataDir) {
+		return nil, fmt.Errorf("--join %s is this node itself, and data directory %s is empty: name the peer address of another member", cfg.Join[0], cfg.DataDir)
+	}
 	if !cfg.Bootstrap && len(cfg.Join) == 0 && !isMember(cfg.DataDir) {
 		return nil, fmt.Errorf("data directory %s is empty: start the first node of a cluster with --bootstrap, any other with --join HOST:PORT (the peer address of a member)", cfg.DataDir)
 	}

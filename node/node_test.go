@@ -721,3 +721,12 @@ func TestConfigFaultsTogether(t *testing.T) {
 		}
 	}
 }
+
+// A node without data that is told to join itself would wait for ever.
+func TestJoinItself(t *testing.T) {
+	cfg := testConfig(t, "n1")
+	cfg.PeerAddr, cfg.Join = "127.0.0.1:1", []string{"127.0.0.1:1"}
+	if n, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "this node itself") {
+		t.Errorf("%v, %v", n, err)
+	}
+}

@@ -47,7 +47,7 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (
-	errMagic    = errors.New("not a peer port: it does not speak the peer protocol")
+	errMagic    = errors.New("not a peer port (7501 by default): it does not speak the peer protocol")
 	errChecksum = errors.New("checksum mismatch")
 	errFrame    = errors.New("malformed frame")
 )

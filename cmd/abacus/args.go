@@ -83,6 +83,7 @@ func noArgsButPrefix(cmd *cobra.Command, args []string) error {
 // commands stands behind the command's name.
 var flagValues = map[string][]string{
 	"output":        {"table", "json"},
+	"consistency":   {"linearizable", "stale", "stale:1s"},
 	"as":            {job.AsString, job.AsInt, job.AsFloat, job.AsJSON},
 	"map":           {job.MapValue, job.MapKey, job.MapLen, job.MapSquare, job.MapJSON},
 	"reduce":        {job.ReduceSum, job.ReduceCount, job.ReduceMin, job.ReduceMax, job.ReduceMean},

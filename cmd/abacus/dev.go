@@ -40,7 +40,7 @@ clients): with the default base of 7400, clients use 7401, 7402 and 7403.`,
   abacus dev up --detach           # in the background; "abacus dev down" stops them
   abacus dev kill 2                # SIGKILL, as if the machine had died
   abacus dev restart 2
-  abacus dev demo                  # a guided tour of half a minute, in a directory of its own`,
+  abacus dev demo                  # a guided tour, in a directory of its own`,
 	}
 	cmd.AddCommand(newDevUpCommand(), newDevDownCommand(), newDevStatusCommand(), newDemoCommand())
 	cmd.AddCommand(

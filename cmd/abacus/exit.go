@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -98,8 +99,8 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 		return fmt.Sprintf("%s is not a client port; give one with --addr or ABACUS_ADDR: 7401 by default (7601 is HTTP, 7501 is for the nodes among themselves)", a.addrs)
 	case errors.Is(err, client.ErrDiskFull):
 		return fmt.Sprintf("delete what is not needed, or make room on the nodes' disks; see with \"%s\" on which", a.try("status"))
-	case errors.Is(err, client.ErrUnavailable) && a.nobodyThere(err):
-		return fmt.Sprintf("no node listens at %s: start a cluster here with \"%s dev up\", or name running nodes with --addr a,b,c / ABACUS_ADDR", a.addrs, self)
+	case errors.Is(err, client.ErrUnavailable) && a.nobodyThere():
+		return fmt.Sprintf("no node listens at %s: check the address, start a cluster here with \"%s dev up\", or name running nodes with --addr a,b,c / ABACUS_ADDR", a.addrs, self)
 	case errors.Is(err, client.ErrUnavailable):
 		return fmt.Sprintf("a node is there, but it needs others: a shard is served while a majority of its replicas is up; see with \"%s\" what is down", a.try("status"))
 	case errors.Is(err, client.ErrUncertain) && (errors.Is(err, client.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)):
@@ -108,10 +109,15 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 	return ""
 }
 
-// nobodyThere says that the last attempt did not get a connection to the only
-// address that was given. A node further on, of which another one told us, is no
-// reason to start a cluster.
-func (a *app) nobodyThere(err error) bool {
-	var dial *net.OpError
-	return errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil && dial.Addr.String() == strings.TrimSpace(a.addrs)
+// nobodyThere says that nothing listens at any of the addresses that were given. It tries them: what the last attempt met may
+// have been a node further on, of which another one told us.
+func (a *app) nobodyThere() bool {
+	for _, addr := range strings.Split(a.addrs, ",") {
+		c, err := net.DialTimeout("tcp", strings.TrimSpace(addr), 300*time.Millisecond)
+		if err == nil {
+			c.Close()
+			return false
+		}
+	}
+	return true
 }

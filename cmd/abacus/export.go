@@ -57,7 +57,11 @@ the new value. Read it back with
 				if err := errors.Join(err, out.Flush()); err != nil {
 					return fmt.Errorf("export, after %s: %w", plural(n, "key"), err)
 				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "exported %s, %s bytes in %.1f s\n", plural(n, "key"), count(bytes), time.Since(began).Seconds())
+				back := "--format kv"
+				if format == "jsonl" {
+					back = "--format jsonl --key key --value value"
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "exported %s, %s bytes in %.1f s; \"%s import %s FILE\" reads it back\n", plural(n, "key"), count(bytes), time.Since(began).Seconds(), self, back)
 				return nil
 			})
 		},

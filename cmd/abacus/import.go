@@ -46,7 +46,8 @@ An import repeats by itself what got no answer. To run it again is safe, too: it
 keys to known values.
 An import that fails has stored a part of the records; run it again.`,
 		Example: `  abacus import words.txt.gz --prefix word/
-  abacus import cities.csv --format csv --prefix city/ --key name
+  abacus import cities.csv.gz --format csv --prefix city/
+  abacus import users.csv --format csv --prefix user/ --key id    # a column that no two records share
   zcat events.jsonl.gz | abacus import - --format jsonl --prefix event/`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

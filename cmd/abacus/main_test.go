@@ -229,7 +229,8 @@ func TestFaultsHaveExitCodes(t *testing.T) {
 	for _, n := range c.Nodes {
 		n.Stop()
 	}
-	check(t, c, "", "abacus status", exitUnavailable, "--timeout", "100ms", "get", "k")
+	check(t, c, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k")
+	check(t, nil, "", "check the address", exitUnavailable, "--timeout", "100ms", "get", "k", "--addr", "nosuch.invalid:7401")
 	check(t, nil, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k", "--addr", c.Nodes[0].Client)
 }
 

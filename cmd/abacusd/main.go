@@ -119,7 +119,7 @@ flags; 3 stopped at once.`,
 				return &usageError{err}
 			}
 			if given := ignored(cmd.Flags(), cfg); given != "" {
-				log.Warn(given + " is ignored: the node that bootstraps a cluster decides")
+				log.Warn("ignored, for the node that bootstraps a cluster decides: " + given)
 			}
 			return serve(cfg)
 		},
