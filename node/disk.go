@@ -87,22 +87,14 @@ func diskProblem(free uint64) string {
 	return fmt.Sprintf("the disk is nearly full (%d MiB free): writes that add data are refused, deletes and reads go on", free>>20)
 }
 
-// runSpace watches the free space.
+// runSpace watches the free space. A node that starts on a full disk says so, too.
 func (n *Node) runSpace(ctx context.Context) error {
 	tick := time.NewTicker(spaceEvery)
 	defer tick.Stop()
+	was := &spaceNow{}
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		was := n.space.now.Load()
-		if err := n.space.look(); err != nil {
-			n.log.Error("look at the disk", "err", err)
-			continue
-		}
-		switch now := n.space.now.Load(); {
+		now := n.space.now.Load()
+		switch {
 		case now.full && !was.full:
 			n.log.Warn("disk nearly full: writes that add data are refused", "dir", n.space.dir, "free_bytes", now.free, "least_bytes", now.least)
 		case now.low && !was.low:
@@ -111,6 +103,15 @@ func (n *Node) runSpace(ctx context.Context) error {
 			n.log.Info("disk has room again: all writes are taken", "dir", n.space.dir, "free_bytes", now.free)
 		case was.low && !now.low:
 			n.log.Info("disk has room again: leading again", "dir", n.space.dir, "free_bytes", now.free)
+		}
+		was = now
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := n.space.look(); err != nil {
+			n.log.Error("look at the disk", "err", err)
 		}
 	}
 }

@@ -67,7 +67,11 @@ func (s *siege) fullDisk() (*fault, error) {
 	}
 	return &fault{
 		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
-		bit: func() (bool, error) { return strings.Contains(s.b.logSince(n, said), "disk nearly full"), nil },
+		// It refuses what adds data, or ends at something that found no room before it had looked.
+		bit: func() (bool, error) {
+			log := s.b.logSince(n, said)
+			return strings.Contains(log, "disk nearly full") || strings.Contains(log, syscall.ENOSPC.Error()), nil
+		},
 		mend: func() error {
 			err := os.Remove(filler)
 			s.b.acquit(n)
