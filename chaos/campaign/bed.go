@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/abacusdb/abacus/chaos/disk"
@@ -177,7 +178,7 @@ func (b *bed) look(n int, now time.Time) {
 		h.backoff = min(2*h.backoff, lastBackoff)
 		said := lastWords(b.node(n).LogTail(50))
 		b.log("n%d ended with code %d, starts again in %v: %s", n, code, time.Until(h.again).Round(time.Second), said)
-		full := code == 1 && strings.Contains(said, "no space left on device") // it tried to start meanwhile
+		full := code == 1 && tellsNoRoom(said) // it tried to start meanwhile
 		if b.exits++; code != exitFatal && !full || now.After(h.excused) {
 			b.wrong = append(b.wrong, fmt.Sprintf("n%d ended with code %d, and nothing was done to its disk: %s", n, code, said))
 		}
@@ -220,6 +221,9 @@ func (b *bed) logSince(n int, from int64) string {
 	return string(log[from:])
 }
 
+// tellsNoRoom says whether a node has found that a disk was full to the last byte.
+func tellsNoRoom(log string) bool { return strings.Contains(log, syscall.ENOSPC.Error()) }
+
 const noLastWords = "(it does not say why)"
 
 // hold has nodes stay down when they end, until release.
@@ -231,7 +235,7 @@ func (b *bed) hold(nodes ...int) {
 	}
 }
 
-// accuse notes an exit that must not be.
+// accuse notes what must not be.
 func (b *bed) accuse(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -70,7 +70,7 @@ func (s *siege) fullDisk() (*fault, error) {
 		// It refuses what adds data, or ends at something that found no room before it had looked.
 		bit: func() (bool, error) {
 			log := s.b.logSince(n, said)
-			return strings.Contains(log, "disk nearly full") || strings.Contains(log, syscall.ENOSPC.Error()), nil
+			return strings.Contains(log, "disk nearly full") || tellsNoRoom(log), nil
 		},
 		mend: func() error {
 			err := os.Remove(filler)
