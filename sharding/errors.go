@@ -9,6 +9,9 @@ import (
 // ErrKnownNode: the node that joins is in the map already.
 var ErrKnownNode = errors.New("node is in the shard map already")
 
+// ErrNoMove: the move is over, or was another.
+var ErrNoMove = errors.New("there is no such move under way")
+
 // MapError lists what is wrong with a map, or with a step from one to the next.
 type MapError struct{ Faults []string }
 

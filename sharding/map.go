@@ -214,6 +214,13 @@ func (m Map) validateShards(f *faults) {
 		if i > 0 && m.Shards[i-1].ID >= s.ID {
 			f.add("shard %d follows %d: ids must be unique and in order", s.ID, m.Shards[i-1].ID)
 		}
+		if mv := s.Move; mv != nil {
+			from := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == mv.From })
+			to := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == mv.To })
+			if from < 0 || to < 0 || from == to {
+				f.add("shard %d: a move of %q to %q: both must be replicas of it", s.ID, mv.From, mv.To)
+			}
+		}
 		// One more than the most wanted: a replica that replaces another is added before the other goes.
 		if len(s.Replicas) == 0 || len(s.Replicas) > MaxReplicas+1 {
 			f.add("shard %d: %d replicas: must be 1 to %d", s.ID, len(s.Replicas), MaxReplicas+1)
@@ -315,6 +322,9 @@ func ValidateTransition(old, new Map) error {
 				gone = r
 			}
 		}
+		if why := moveStep(was, now); why != "" {
+			f.add("shard %d: %s", was.ID, why)
+		}
 		if added == 1 && removed == 1 && came.Node == gone.Node {
 			if rest, most := len(was.Replicas)-1, Majority(len(was.Replicas)); rest < most {
 				f.add("shard %d: without replica %q there are %d of %d replicas, and %d are a majority: it cannot be replaced", was.ID, gone.ID, rest, len(was.Replicas), most)
@@ -326,6 +336,31 @@ func ValidateTransition(old, new Map) error {
 		}
 	}
 	return f.err()
+}
+
+// moveStep says what is wrong with how a shard's move changes in a step. It begins with its new replica, and ends with one of its two.
+func moveStep(was, now Shard) string {
+	had := func(id ReplicaID) bool {
+		return slices.ContainsFunc(was.Replicas, func(r Replica) bool { return r.ID == id })
+	}
+	has := func(id ReplicaID) bool {
+		return slices.ContainsFunc(now.Replicas, func(r Replica) bool { return r.ID == id })
+	}
+	a, b := was.Move, now.Move
+	switch {
+	case a == nil && b == nil:
+	case a == nil:
+		if !had(b.From) || had(b.To) {
+			return fmt.Sprintf("a move of %s to %s begins: the one must be there before, and the other come with it", b.From, b.To)
+		}
+	case b == nil:
+		if has(a.From) == has(a.To) {
+			return fmt.Sprintf("the move of %s to %s ends: one of them must go with it", a.From, a.To)
+		}
+	case a.From != b.From && has(a.From), a.To != b.To && has(a.To):
+		return fmt.Sprintf("the move of %s to %s becomes one of %s to %s", a.From, a.To, b.From, b.To)
+	}
+	return ""
 }
 
 // keepsReplica says whether a node has a replica in both maps.

@@ -56,6 +56,9 @@ func grow(m *Map) bool {
 		}
 		best := NodeID("")
 		for _, n := range m.Nodes { // by id, so that a tie has one outcome
+			if n.Cordoned || n.Draining {
+				continue
+			}
 			if _, has := s.On(n.ID); !has && (best == "" || load[n.ID] < load[best]) {
 				best = n.ID
 			}
@@ -74,6 +77,7 @@ func grow(m *Map) bool {
 // if the node is unknown, is another that goes by the same id, or nothing changed.
 func UpdateNode(m Map, n Node) (Map, bool) {
 	was, ok := m.Node(n.ID)
+	n.Cordoned, n.Draining = was.Cordoned, was.Draining // not for the node to say
 	if !ok || was == n || was.Instance != n.Instance {
 		return m, false
 	}

@@ -12,7 +12,7 @@ func PlanReplace(m Map, shard ShardID, lost ReplicaID) (Map, error) {
 		s := &next.Shards[i]
 		for j, r := range s.Replicas {
 			if s.ID == shard && r.ID == lost {
-				s.Replicas[j].ID = replicaID(r.Node, next.Epoch)
+				s.rename(j, next.Epoch)
 				if err := ValidateTransition(m, next); err != nil {
 					return Map{}, fmt.Errorf("plan replacement of %s: %w", lost, err)
 				}
@@ -31,6 +31,7 @@ func PlanReturn(m Map, n Node) (Map, error) {
 	known := false
 	for i := range next.Nodes {
 		if next.Nodes[i].ID == n.ID {
+			n.Cordoned, n.Draining = next.Nodes[i].Cordoned, next.Nodes[i].Draining
 			next.Nodes[i], known = n, true
 		}
 	}
@@ -40,7 +41,7 @@ func PlanReturn(m Map, n Node) (Map, error) {
 	for i := range next.Shards {
 		for j, r := range next.Shards[i].Replicas {
 			if r.Node == n.ID {
-				next.Shards[i].Replicas[j].ID = replicaID(n.ID, next.Epoch)
+				next.Shards[i].rename(j, next.Epoch)
 			}
 		}
 	}
@@ -48,6 +49,21 @@ func PlanReturn(m Map, n Node) (Map, error) {
 		return Map{}, fmt.Errorf("plan return of %s: %w", n.ID, err)
 	}
 	return next, nil
+}
+
+// rename gives a replica a new id on its node; a move of it goes on under that.
+func (s *Shard) rename(j int, epoch uint64) {
+	old, id := s.Replicas[j].ID, replicaID(s.Replicas[j].Node, epoch)
+	s.Replicas[j].ID = id
+	if mv := s.Move; mv != nil && (mv.From == old || mv.To == old) {
+		next := *mv
+		if next.From == old {
+			next.From = id
+		} else {
+			next.To = id
+		}
+		s.Move = &next
+	}
 }
 
 // Newer says whether a replica was placed later than another on the same node.

@@ -45,6 +45,11 @@ type Node struct {
 	// directory under the same id is another node. It can only come in place of one
 	// that is gone, and then with new replicas.
 	Instance string `json:"instance"`
+	// Zone is where it stands: replicas of a shard are spread over zones before they are over nodes. Empty: a zone of its own.
+	Zone string `json:"zone,omitempty"`
+	// Cordoned nodes get no new replicas; Draining ones lose those that they have, too.
+	Cordoned bool `json:"cordoned,omitempty"`
+	Draining bool `json:"draining,omitempty"`
 }
 
 // Replica is a place where a shard is kept.
@@ -58,6 +63,8 @@ type Shard struct {
 	ID       ShardID     `json:"id"`
 	Slots    []SlotRange `json:"slots"`
 	Replicas []Replica   `json:"replicas"`
+	// Move is under way, nil if none is. It is a value that does not change: a new one takes its place.
+	Move *Move `json:"move,omitempty"`
 }
 
 // Map is the shard map: an immutable value kept in shard 0, changed only by

@@ -1,0 +1,160 @@
+package sharding
+
+import (
+	"cmp"
+	"slices"
+)
+
+// Wish is a move that is not begun.
+type Wish struct {
+	Shard ShardID
+	From  ReplicaID
+	To    NodeID
+	// Why, for people.
+	Why string
+}
+
+// Candidate says whether a node may get replicas now: it is alive, and its disk has room. The map's own marks come on top.
+type Candidate func(NodeID) bool
+
+// PlanMoves lists the moves that lead from a map to one with nothing on nodes that drain, each shard spread over as many zones as it can be, and as many
+// replicas on each node as on any other, or one more; in this order, and in an order in which they can be carried out one after the other. Moves under way count
+// as over. A shard is in it once: what is left to do then is in the plan of the map that comes of it. Every node comes to the same plan.
+func PlanMoves(m Map, may Candidate) []Wish {
+	p := newPlacement(m, may)
+	for _, n := range m.Nodes {
+		if n.Draining {
+			p.empty(n.ID)
+		}
+	}
+	p.spread()
+	p.level()
+	return p.wishes
+}
+
+// placement is a map as it will be, while it is planned.
+type placement struct {
+	m     Map
+	on    [][]NodeID // by place of the shard in m: who has a replica, in order of id
+	id    []map[NodeID]ReplicaID
+	fixed []bool // the shard has a move under way, and takes no other
+	load  map[NodeID]int
+	zone  map[NodeID]string
+	takes []NodeID // nodes that may get replicas, in order of id
+
+	wishes []Wish
+}
+
+func newPlacement(m Map, may Candidate) *placement {
+	p := &placement{m: m, load: map[NodeID]int{}, zone: map[NodeID]string{}}
+	for _, n := range m.Nodes {
+		p.zone[n.ID] = cmp.Or(n.Zone, "node "+n.ID)
+		if !n.Cordoned && !n.Draining && may(n.ID) {
+			p.takes = append(p.takes, n.ID)
+		}
+	}
+	for _, s := range m.Shards {
+		var on []NodeID
+		id := map[NodeID]ReplicaID{}
+		for _, r := range s.Replicas {
+			if s.Move == nil || s.Move.From != r.ID {
+				on = append(on, r.Node)
+				id[r.Node] = r.ID
+				p.load[r.Node]++
+			}
+		}
+		slices.Sort(on)
+		p.on, p.id, p.fixed = append(p.on, on), append(p.id, id), append(p.fixed, s.Move != nil)
+	}
+	return p
+}
+
+// move plans one.
+func (p *placement) move(shard int, from, to NodeID, why string) {
+	p.wishes = append(p.wishes, Wish{Shard: p.m.Shards[shard].ID, From: p.id[shard][from], To: to, Why: why})
+	p.on[shard] = slices.DeleteFunc(p.on[shard], func(n NodeID) bool { return n == from })
+	p.on[shard] = append(p.on[shard], to)
+	slices.Sort(p.on[shard])
+	p.load[from]--
+	p.load[to]++
+	p.fixed[shard] = true
+}
+
+// crowd is how many replicas a shard has in a node's zone, without the one on a node that goes.
+func (p *placement) crowd(shard int, node, gone NodeID) (n int) {
+	for _, o := range p.on[shard] {
+		if o != gone && p.zone[o] == p.zone[node] {
+			n++
+		}
+	}
+	return n
+}
+
+// best is the node that should get a shard's replica in the place of that on another: of the zones with fewest of its replicas, of the
+// nodes there the one with fewest; "" if there is none.
+func (p *placement) best(shard int, gone NodeID) (best NodeID) {
+	for _, n := range p.takes {
+		if slices.Contains(p.on[shard], n) {
+			continue
+		}
+		if best == "" || cmp.Or(cmp.Compare(p.crowd(shard, n, gone), p.crowd(shard, best, gone)), cmp.Compare(p.load[n], p.load[best])) < 0 {
+			best = n
+		}
+	}
+	return best
+}
+
+func (p *placement) empty(node NodeID) {
+	for i := range p.on {
+		if !p.fixed[i] && slices.Contains(p.on[i], node) {
+			if to := p.best(i, node); to != "" {
+				p.move(i, node, to, "node "+node+" drains")
+			}
+		}
+	}
+}
+
+// spread takes replicas out of zones that hold two or more than another could.
+func (p *placement) spread() {
+	for i := range p.on {
+		if p.fixed[i] {
+			continue
+		}
+		from := slices.MaxFunc(p.on[i], func(a, b NodeID) int {
+			return cmp.Or(cmp.Compare(p.crowd(i, a, ""), p.crowd(i, b, "")), cmp.Compare(p.load[a], p.load[b]))
+		})
+		if to := p.best(i, from); to != "" && p.crowd(i, to, from) < p.crowd(i, from, from) {
+			p.move(i, from, to, "zone "+p.zone[from]+" has several replicas of the shard")
+		}
+	}
+}
+
+// level moves from the fullest nodes to the emptiest, as long as that makes them more alike and no shard's zones fewer.
+func (p *placement) level() {
+	for p.levelOne() {
+	}
+}
+
+func (p *placement) levelOne() bool {
+	nodes := make([]NodeID, 0, len(p.m.Nodes))
+	for _, n := range p.m.Nodes {
+		nodes = append(nodes, n.ID)
+	}
+	slices.SortStableFunc(nodes, func(a, b NodeID) int { return p.load[b] - p.load[a] })
+	takes := slices.Clone(p.takes)
+	slices.SortStableFunc(takes, func(a, b NodeID) int { return p.load[a] - p.load[b] })
+	for _, from := range nodes {
+		for _, to := range takes {
+			if p.load[from]-p.load[to] < 2 {
+				break
+			}
+			for i := range p.on {
+				if !p.fixed[i] && slices.Contains(p.on[i], from) && !slices.Contains(p.on[i], to) && p.crowd(i, to, from) <= p.crowd(i, from, from) {
+					p.move(i, from, to, "node "+from+" has more replicas than "+to)
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
