@@ -29,7 +29,7 @@ func (n *node) reseed(peer string) error {
 	n.tr = n.c.net.Join(n.id)
 	defer n.tr.Close()
 	cfg := n.config()
-	cfg.Net = NewNet(n.tr, cfg.Log)
+	cfg.Net = NewNet(n.tr, 0, cfg.Log)
 	defer cfg.Net.Close()
 	return Reseed(bg(n.c.t), cfg, "test", peer)
 }
@@ -170,13 +170,15 @@ func TestRepairStateFromBehind(t *testing.T) {
 			}
 		}
 		until(t, "the other to apply it", func() bool { return f.store.Applied() >= l.store.Applied()-1 })
-		if f.store.snaps.latest().Index <= at {
+		snaps := f.store.snaps
+		f.kill() // from here on it cuts nothing
+		if snaps.latest().Index <= at {
 			l.kill()
 			break
 		}
 		c.net.Heal() // it has cut its log beyond the peer's state: again
+		f.start()
 	}
-	f.kill()
 	f.damageState()
 	f.wantDamage(DamageState)
 	c.net.Heal()
