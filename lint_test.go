@@ -37,7 +37,7 @@ var rules = []rule{
 	{"fsm", []string{"fsm/command", "fsm/planted"}, []string{"github.com/hashicorp/raft", "go.etcd.io/bbolt", "github.com/tidwall/btree"},
 		"apply depends on nothing but entries and its own file, or replicas diverge"},
 	{"store", []string{"fsm", "fsm/command", "fsm/planted", "store/wal", "transport"},
-		[]string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2", "go.etcd.io/bbolt", "github.com/hashicorp/go-hclog", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-metrics/compat"},
+		[]string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2", "go.etcd.io/bbolt", "github.com/hashicorp/go-hclog", "github.com/hashicorp/go-metrics", "github.com/hashicorp/go-metrics/compat", "golang.org/x/time/rate"},
 		"a replica knows its own group; what shards and jobs are is decided above it"},
 	{"store/wal", []string{"fsm/planted"}, []string{"github.com/hashicorp/raft"},
 		"a log of entries: whose they are and what is in them is decided above it"},

@@ -66,7 +66,7 @@ func (a *applier) state(durable uint64) *state {
 	if a.deadlineLoose {
 		a.findDeadline()
 	}
-	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, init: a.init}
+	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, file: a.layers.file.bytes, init: a.init}
 }
 
 // entry applies one log entry. It returns the batch's id if somebody waits for the results.

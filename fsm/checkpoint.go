@@ -230,6 +230,7 @@ func (f *FSM) thaw(fz *frozen) error {
 	st := *f.st.Load()
 	f.durable = fz.head.applied
 	st.durable = min(f.durable, st.applied) // a batch may be half applied
+	st.file = file.bytes
 	f.publish(&st)
 	f.overlay.Store(a.layers.active.bytes)
 	f.mu.Unlock()

@@ -143,6 +143,7 @@ type state struct {
 	clock    int64
 	deadline int64 // the earliest; noDeadline if there is none
 	records  int64 // stored, with those that have ended and are not purged yet
+	file     int64 // bytes of the file's pages in use
 	init     *command.Init
 }
 
@@ -254,6 +255,9 @@ func (f *FSM) LastTerm() uint64 { return f.st.Load().term }
 
 // Stored is the number of keys, with those that have ended and are not purged yet.
 func (f *FSM) Stored() int64 { return f.st.Load().records }
+
+// FileBytes is how much of the state's file is in use, in bytes: about what a copy takes. It grows with checkpoints.
+func (f *FSM) FileBytes() int64 { return f.st.Load().file }
 
 // Clock is the shard's time in milliseconds.
 func (f *FSM) Clock() int64 { return f.st.Load().clock }

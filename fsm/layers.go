@@ -108,8 +108,10 @@ func (l *layers) remove(tree int, key []byte, old row) {
 // fileLayer is the state file as of one transaction. Several goroutines may
 // read it at once: bbolt's reading transactions keep nothing of what was read.
 type fileLayer struct {
-	path  string
-	tx    *bolt.Tx
+	path string
+	tx   *bolt.Tx
+	// bytes are its pages in use.
+	bytes int64
 	trees [treeCount]*bolt.Bucket
 }
 
@@ -118,7 +120,9 @@ func openFileLayer(gen *generation) (f *fileLayer, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read state %s: %w", gen.path, err)
 	}
-	f = &fileLayer{path: gen.path, tx: tx}
+	// Free since this transaction's checkpoint, and pending: no page of its tree.
+	stats := gen.db.Stats()
+	f = &fileLayer{path: gen.path, tx: tx, bytes: tx.Size() - int64(stats.FreePageN+stats.PendingPageN)*int64(gen.db.Info().PageSize)}
 	defer func() {
 		if err != nil {
 			_ = tx.Rollback() // or the file cannot be closed

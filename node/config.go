@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
@@ -31,6 +32,9 @@ type Config struct {
 	Advertise sharding.Addrs
 	// Insecure allows addresses other than loopback.
 	Insecure bool
+
+	// Zone is where the node stands (a rack, a data centre): replicas of a shard are spread over zones first. Empty: a zone of its own.
+	Zone string
 
 	// Bootstrap makes this node the first of a new cluster of Shards shards.
 	// Ignored once the data directory belongs to a cluster.
@@ -70,6 +74,9 @@ type Config struct {
 	// log and for checkpoints: below, writes that add data are refused and leaderships are
 	// handed over (default 0: 256 MiB, or 5 % of the file system if that is less).
 	MinFreeDisk int64
+	// CopyRate bounds what this node sends of states to replicas elsewhere, for all that it copies together, in bytes per second (default
+	// 64 MiB; 0: as fast as it goes). Copies share disks, links and processors with clients.
+	CopyRate int64
 	// ScrubInterval is how often each replica's state is read and checked as a whole
 	// (default 24h, 0: never).
 	ScrubInterval time.Duration
@@ -124,6 +131,7 @@ func DefaultConfig() Config {
 		StopTimeout:     10 * time.Second,
 		LogStore:        LogWAL,
 		DiskTimeout:     store.DefaultDiskTimeout,
+		CopyRate:        64 << 20,
 		ScrubInterval:   24 * time.Hour,
 		Version:         "dev",
 	}
@@ -138,6 +146,9 @@ func (c *Config) joinsItself() bool {
 	}
 	return len(c.Join) > 0
 }
+
+// minCopyRate is the least that a copy arrives with, before anybody's patience ends.
+const minCopyRate = 1 << 20
 
 // Validate reports every fault at once, so that one edit mends them all.
 func (c *Config) Validate() error {
@@ -183,6 +194,12 @@ func (c *Config) Validate() error {
 	}
 	if c.MinFreeDisk < 0 {
 		fault("--min-free-disk %d: want bytes, at least 0", c.MinFreeDisk)
+	}
+	if c.CopyRate != 0 && c.CopyRate < minCopyRate {
+		fault("--copy-rate %d: want at least %d (1 MiB a second), or 0 for as fast as it goes", c.CopyRate, minCopyRate)
+	}
+	if len(c.Zone) > sharding.MaxZone || !utf8.ValidString(c.Zone) {
+		fault("--zone %q: want text of at most %d bytes", c.Zone, sharding.MaxZone)
 	}
 	if c.ScrubInterval != 0 && c.ScrubInterval < time.Second {
 		fault("--scrub-interval %s: want at least 1s, or 0 for never", c.ScrubInterval)

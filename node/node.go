@@ -157,7 +157,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
-	n.net = store.NewNet(n.transport, n.log)
+	n.net = store.NewNet(n.transport, cfg.CopyRate, n.log)
 	n.handle()
 	// Peers may call from here on: a joiner has to answer the leader's probe.
 	takeCalls()
@@ -276,7 +276,7 @@ func (n *Node) Close() error {
 		if n.net != nil { // after the links: its messages end with them
 			n.net.Close()
 		}
-		if err := n.loops.Wait(); err != nil {
+		if err := n.loops.Wait(); err != nil && !errors.Is(err, ErrRemoved) { // which Failed has told
 			n.err = errors.Join(n.err, err)
 		}
 		if n.wal != nil { // after the stores, and the loops that may still open or repair one
@@ -340,7 +340,7 @@ func (n *Node) Replica(shard sharding.ShardID) *store.Store { return n.host.get(
 
 // self is this node as the map knows it.
 func (n *Node) self() sharding.Node {
-	return sharding.Node{ID: n.cfg.ID, Addrs: n.addrs, Instance: n.dir.ident().Instance}
+	return sharding.Node{ID: n.cfg.ID, Addrs: n.addrs, Instance: n.dir.ident().Instance, Zone: n.cfg.Zone}
 }
 
 // resolve says where a node's peer port is.

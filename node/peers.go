@@ -60,6 +60,8 @@ type replicaStatus struct {
 	Commit  uint64          `json:"commit"`
 	Applied uint64          `json:"applied"`
 	Records int64           `json:"records"`
+	// File is the state on disk, in bytes in use.
+	File int64 `json:"file,omitempty"`
 	// Overlay is the state in memory only, in bytes; Held, whether writes wait for it.
 	Overlay int64 `json:"overlay,omitempty"`
 	Held    bool  `json:"held,omitempty"`
@@ -339,7 +341,7 @@ func (n *Node) statusJSON() []byte {
 func describe(st *store.Store) replicaStatus {
 	s := st.Status()
 	r := replicaStatus{Shard: s.Shard, Replica: s.Replica, Leads: st.IsLeader(), State: s.State, Leader: s.Leader,
-		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records, Overlay: s.OverlayBytes, Held: s.Held}
+		Term: s.Term, Last: s.LastIndex, Commit: s.Commit, Applied: s.Applied, Records: s.Records, File: s.FileBytes, Overlay: s.OverlayBytes, Held: s.Held}
 	r.Voter = slices.ContainsFunc(s.Members, func(m store.Member) bool { return m.Replica == s.Replica && m.Voter })
 	if r.Leads || r.Leader == "" {
 		r.Members = s.Members

@@ -23,7 +23,7 @@ func BenchmarkRead(b *testing.B) {
 		id := fmt.Sprintf("n%d", i+1)
 		tr := tapped{net.Join(id), tap}
 		defer tr.Close()
-		cfg := Config{Shard: 3, Replica: id + ".1", Node: id, Dir: b.TempDir(), Net: NewNet(tr, log), Log: log}
+		cfg := Config{Shard: 3, Replica: id + ".1", Node: id, Dir: b.TempDir(), Net: NewNet(tr, 0, log), Log: log}
 		defer cfg.Net.Close()
 		if i == 0 {
 			cfg.Bootstrap = identity()
@@ -78,7 +78,7 @@ func BenchmarkPropose(b *testing.B) {
 			log := slog.New(slog.NewTextHandler(io.Discard, nil))
 			tr := transporttest.NewNetwork().Join("n1")
 			defer tr.Close()
-			net := NewNet(tr, log)
+			net := NewNet(tr, 0, log)
 			defer net.Close()
 			s, err := Open(Config{
 				Shard: 3, Replica: "n1.1", Node: "n1", Dir: b.TempDir(), Net: net, Bootstrap: identity(), Timing: quick(), Log: log,

@@ -219,14 +219,14 @@ func (n *node) open() error {
 	cfg := n.config()
 	if n.c.tcp != nil {
 		tr := n.listen()
-		n.tr, cfg.Net = tr, NewNet(tr, cfg.Log)
+		n.tr, cfg.Net = tr, NewNet(tr, 0, cfg.Log)
 		tr.Start()
 	} else {
 		n.tr = n.c.net.Join(n.id)
 		if n.c.tap != nil {
 			n.tr = tapped{n.tr, n.c.tap}
 		}
-		cfg.Net = NewNet(n.tr, cfg.Log)
+		cfg.Net = NewNet(n.tr, 0, cfg.Log)
 	}
 	if n.c.edit != nil {
 		n.c.edit(n, &cfg)

@@ -37,6 +37,8 @@ type Status struct {
 	Applied       uint64 // here
 	Durable       uint64 // from where a restart would go on
 	Records       int64  // keys stored here, with those that have ended and are not purged yet
+	// FileBytes is how much of the state's file is in use.
+	FileBytes int64
 	// OverlayBytes is about how much memory the state takes that is not in its file yet.
 	OverlayBytes int64
 	// CheckpointingRows is how many rows the checkpoint under way writes, 0 if there is none. Checkpoints and
@@ -64,6 +66,10 @@ type Member struct {
 	LastContact time.Duration
 	// Match is up to where its log is known to equal the leader's.
 	Match uint64
+	// CaughtUp: it answered lately and has, but for a few entries, all of the log.
+	CaughtUp bool `json:",omitempty"`
+	// CopySent of CopySize bytes of the state were sent to it; both 0 if no copy is on its way.
+	CopySent, CopySize int64 `json:",omitempty"`
 }
 
 // Committed lists the replicas of the newest configuration that is committed and
@@ -84,7 +90,7 @@ func (s *Store) Status() Status {
 	st := Status{
 		Shard: s.cfg.Shard, Replica: s.cfg.Replica, Node: s.cfg.Node, State: "Restarting",
 		Applied: s.fsm.Applied(), Durable: s.fsm.DurableIndex(), Records: s.fsm.Stored(), Term: s.stable.term.Load(), LastContact: -1,
-		OverlayBytes: s.fsm.OverlayBytes(), Held: s.admit.held.Load(), Holds: s.admit.holds.Load(), RefusedFull: s.admit.refused.Load(),
+		FileBytes: s.fsm.FileBytes(), OverlayBytes: s.fsm.OverlayBytes(), Held: s.admit.held.Load(), Holds: s.admit.holds.Load(), RefusedFull: s.admit.refused.Load(),
 	}
 	st.CheckpointingRows = s.fsm.CheckpointingRows()
 	st.Checkpoints, st.CheckpointRows = s.fsm.Checkpoints()
@@ -97,6 +103,7 @@ func (s *Store) Status() Status {
 	st.State, st.Leader, st.LeaderReplica = r.State().String(), string(addr), string(id)
 	st.Term, st.LastIndex, st.Commit = r.CurrentTerm(), r.LastIndex(), r.CommitIndex()
 	leads := r.State() == raft.Leader
+	ready := s.ready(in) != nil
 	if leads {
 		st.LastContact = 0
 	} else if t := r.LastContact(); !t.IsZero() {
@@ -106,10 +113,11 @@ func (s *Store) Status() Status {
 		m := Member{Replica: string(srv.ID), Node: string(srv.Address), Voter: srv.Suffrage == raft.Voter, LastContact: -1}
 		if leads {
 			if srv.ID == s.self.replica {
-				m.LastContact, m.Match = 0, st.LastIndex
+				m.LastContact, m.Match, m.CaughtUp = 0, st.LastIndex, ready
 			} else if f, ok := in.peers.follower(srv.ID, st.Term); ok {
-				m.LastContact, m.Match = time.Since(f.contact), f.match
+				m.LastContact, m.Match, m.CaughtUp = time.Since(f.contact), f.match, ready && f.caughtUp(st.LastIndex)
 			}
+			m.CopySent, m.CopySize = in.peers.net.outgoing.progress(in.peers.to(srv.ID))
 		}
 		st.Members = append(st.Members, m)
 	}
@@ -119,15 +127,28 @@ func (s *Store) Status() Status {
 // CaughtUp says whether a follower of ours answered lately and has, but for a
 // few entries, all of the log. False if this replica does not lead.
 func (s *Store) CaughtUp(replica string) bool {
-	in, l := s.inst.Load(), s.lead.Load()
-	if in == nil || l == nil || !l.isReady() || l.in != in {
+	in := s.inst.Load()
+	if in == nil {
 		return false
 	}
-	if replica == s.cfg.Replica {
-		return true
+	l := s.ready(in)
+	if l == nil || replica == s.cfg.Replica {
+		return l != nil
 	}
 	f, ok := in.peers.follower(raft.ServerID(replica), l.term)
-	return ok && time.Since(f.contact) < freshContact && f.match > 0 && f.match+maxLag >= in.raft.LastIndex()
+	return ok && f.caughtUp(in.raft.LastIndex())
+}
+
+// ready is our leadership in an instance, nil if we do not lead there or have not applied the opening entry.
+func (s *Store) ready(in *instance) *leadership {
+	if l := s.lead.Load(); l != nil && l.isReady() && l.in == in {
+		return l
+	}
+	return nil
+}
+
+func (f follower) caughtUp(last uint64) bool {
+	return time.Since(f.contact) < freshContact && f.match > 0 && f.match+maxLag >= last
 }
 
 // AddLearner makes a replica a member without a vote, which receives the log.

@@ -22,18 +22,20 @@ type Net struct {
 	pacer    *pacer        // the rounds of entries
 	beats    *beats        // the heartbeats
 	seeds    *seeds
+	outgoing *outgoing
 	began    time.Time
 
 	mu       sync.RWMutex
 	replicas map[address]*peers
 }
 
-// NewNet registers the raft methods with t, before t takes calls. It begins a goroutine, which ends with Close.
-func NewNet(t transport.Transport, log *slog.Logger) *Net {
+// NewNet registers the raft methods with t, before t takes calls. It begins a goroutine, which ends with Close. copyRate bounds what the
+// copies of states that are sent to others take together, in bytes per second; 0: as fast as it goes.
+func NewNet(t transport.Transport, copyRate int64, log *slog.Logger) *Net {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	n := &Net{t: t, log: log, began: time.Now(), installs: make(chan struct{}, installAtOnce), pacer: newPacer(), beats: newBeats(t), replicas: make(map[address]*peers)}
+	n := &Net{t: t, log: log, began: time.Now(), installs: make(chan struct{}, installAtOnce), pacer: newPacer(), beats: newBeats(t), outgoing: newOutgoing(copyRate), replicas: make(map[address]*peers)}
 	n.confirms = newConfirms(n)
 	t.HandleInOrder(transport.MethodRaftAppend, n.onAppend)
 	t.HandleInOrder(transport.MethodHeartbeats, n.onHeartbeats)

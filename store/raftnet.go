@@ -317,7 +317,7 @@ func (p *peers) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raf
 }
 
 func (p *peers) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
-	ctx, cancel := context.WithTimeout(p.ctx, installBase+transferTime(req.Size))
+	ctx, cancel := context.WithTimeout(p.ctx, p.net.outgoing.time(req.Size))
 	defer cancel()
 	select {
 	case p.net.installs <- struct{}{}:
@@ -325,6 +325,8 @@ func (p *peers) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	data, end := p.net.outgoing.begin(ctx, p.to(id), req.Size, data)
+	defer end()
 	b, err := p.net.t.Stream(ctx, string(target), transport.MethodRaftInstall, encodeInstall(p.to(id), req), data, req.Size)
 	if err != nil {
 		return err

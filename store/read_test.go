@@ -310,7 +310,7 @@ func TestReadsShareMessages(t *testing.T) {
 			id := fmt.Sprintf("n%d", i+1)
 			tr := tapped{c.net.Join(id), c.tap}
 			t.Cleanup(func() { tr.Close() })
-			nets = append(nets, NewNet(tr, c.log))
+			nets = append(nets, NewNet(tr, 0, c.log))
 			t.Cleanup(func() { nets[i].Close() })
 		}
 		for s := range shards {

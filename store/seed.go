@@ -42,6 +42,8 @@ const (
 	seedStart = 30 * time.Second
 	// seedTimeout bounds one attempt.
 	seedTimeout = 10 * time.Minute
+	// seedsAtOnce is how many a node sends at once.
+	seedsAtOnce = 1
 	// keepDamaged is how many damaged states stay for whoever wants to look at them.
 	keepDamaged = 2
 )
@@ -79,7 +81,7 @@ type seedStream struct {
 }
 
 func (n *Net) initSeeds(t transport.Transport) {
-	n.seeds = &seeds{sending: make(chan struct{}, 1), sources: map[uint32]*Store{}, expected: map[uint64]*expected{}}
+	n.seeds = &seeds{sending: make(chan struct{}, seedsAtOnce), sources: map[uint32]*Store{}, expected: map[uint64]*expected{}}
 	t.Handle(transport.MethodSeed, n.onSeed)
 	t.HandleStream(transport.MethodSeedState, n.onSeedState)
 }
@@ -164,7 +166,7 @@ func (s *Store) sendSeed(ctx context.Context, to string, req seedRequest) error 
 		return err
 	}
 	defer body.Close()
-	ctx, cancelSlow := context.WithTimeout(ctx, installBase+transferTime(size))
+	ctx, cancelSlow := context.WithTimeout(ctx, s.cfg.Net.outgoing.time(size))
 	defer cancelSlow()
 	e := &encoder{}
 	e.u8(wireVersion)
@@ -178,7 +180,9 @@ func (s *Store) sendSeed(ctx context.Context, to string, req seedRequest) error 
 	}
 	e.bytes(saved)
 	s.log.Info("sending the state to a peer", "to", to, "index", index, "bytes", size)
-	_, err = s.cfg.Net.t.Stream(ctx, to, transport.MethodSeedState, e.buf, body, size)
+	paced, end := s.cfg.Net.outgoing.begin(ctx, address{shard: s.cfg.Shard, replica: raft.ServerID("seed for " + to)}, size, body)
+	defer end()
+	_, err = s.cfg.Net.t.Stream(ctx, to, transport.MethodSeedState, e.buf, paced, size)
 	return err
 }
 

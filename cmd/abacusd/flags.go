@@ -18,6 +18,7 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.SortFlags = false
 	f.StringVar(&cfg.ID, "id", cfg.ID, "name of this node, for life")
 	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for everything that must not be lost")
+	f.StringVar(&cfg.Zone, "zone", "", "where this node stands, such as a rack: replicas of a shard are spread over zones first")
 	f.BoolVar(&cfg.Bootstrap, "bootstrap", cfg.Bootstrap, "be the first node of a new cluster")
 	f.StringSliceVar(&cfg.Join, "join", cfg.Join, "peer addresses of members to join, host:port[,...]")
 	f.IntVar(&cfg.Shards, "shards", cfg.Shards, "with --bootstrap: number of shards, 1-256")
@@ -38,6 +39,7 @@ func bindFlags(f *pflag.FlagSet, cfg *node.Config, opts *options) {
 	f.DurationVar(&cfg.DiskTimeout, "disk-timeout", cfg.DiskTimeout, "end the process (exit code 70) when one write of the log takes longer")
 	f.Int64Var(&cfg.MinFreeDisk, "min-free-disk", cfg.MinFreeDisk, "bytes to keep free: below, writes that add data are refused (0: 256 MiB or 5 %, whichever is less)")
 	f.DurationVar(&cfg.ScrubInterval, "scrub-interval", cfg.ScrubInterval, "read and check each replica's whole state this often (0: never)")
+	f.Int64Var(&cfg.CopyRate, "copy-rate", cfg.CopyRate, "bytes per second that copies of shards to other nodes may take together (0: as fast as it goes)")
 	f.BoolVar(&cfg.Pprof, "pprof", false, "serve profiles of this process under /debug/pprof/ on --http-addr")
 	f.StringVar(&cfg.LogStore, "log-store", cfg.LogStore, "wal: one log for all shards; boltdb: one for each. A data directory keeps what it was made with")
 	f.Int64Var(&cfg.SegmentBytes, "log-segment-bytes", 0, "for tests: size of the log's files")
