@@ -12,6 +12,17 @@ var ErrKnownNode = errors.New("node is in the shard map already")
 // ErrNoMove: the move is over, or was another.
 var ErrNoMove = errors.New("there is no such move under way")
 
+// NodeError says why something is not done to a node, and which shards forbid it.
+type NodeError struct {
+	Verb   string
+	Node   NodeID
+	Faults []string
+}
+
+func (e *NodeError) Error() string {
+	return fmt.Sprintf("%s node %s: %s", e.Verb, e.Node, strings.Join(e.Faults, "; "))
+}
+
 // MapError lists what is wrong with a map, or with a step from one to the next.
 type MapError struct{ Faults []string }
 
@@ -26,12 +37,15 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("format version %d is unknown to this build, which writes %d", e.Version, mapVersion)
 }
 
-// faults gathers a MapError. It keeps the first few: a wholly wrong map has
+// maxFaults is how many faults an error names: a wholly wrong map has
 // thousands, and nobody reads the second page.
+const maxFaults = 16
+
+// faults gathers a MapError.
 type faults struct{ list []string }
 
 func (f *faults) add(format string, args ...any) {
-	if len(f.list) < 16 {
+	if len(f.list) < maxFaults {
 		f.list = append(f.list, fmt.Sprintf(format, args...))
 	}
 }

@@ -5,13 +5,15 @@ import "slices"
 // PreferredLeaders says who should lead each shard: one of its replicas' nodes,
 // such that leaders are spread as evenly as the placement of replicas allows
 // (within one of each other when every node has a replica of every shard).
-// Every node computes the same answer from the same map.
+// Every node computes the same answer from the same map. A replica that is being moved away does not
+// lead, nor do nodes that drain, unless nobody else could.
 func PreferredLeaders(m Map) map[ShardID]NodeID {
 	leader := make(map[ShardID]NodeID, len(m.Shards))
 	leads := make(map[NodeID]int, len(m.Nodes))
+	fit := fitLeaders(m)
 	for _, s := range m.Shards {
 		best := NodeID("")
-		for _, n := range replicaNodes(s) {
+		for _, n := range fit[s.ID] {
 			if best == "" || leads[n] < leads[best] {
 				best = n
 			}
@@ -26,7 +28,7 @@ func PreferredLeaders(m Map) map[ShardID]NodeID {
 	// there is none: the spread is then the best there is. Each move lowers the
 	// sum of squares, so it ends.
 	for {
-		path := relief(m, leader, leads)
+		path := relief(m, fit, leader, leads)
 		if path == nil {
 			return leader
 		}
@@ -38,6 +40,29 @@ func PreferredLeaders(m Map) map[ShardID]NodeID {
 	}
 }
 
+// fitLeaders returns for each shard the nodes that may lead it, in order of id.
+func fitLeaders(m Map) map[ShardID][]NodeID {
+	drains := make(map[NodeID]bool)
+	for _, n := range m.Nodes {
+		drains[n.ID] = n.Draining
+	}
+	fit := make(map[ShardID][]NodeID, len(m.Shards))
+	for _, s := range m.Shards {
+		var nodes []NodeID
+		for _, r := range s.Replicas {
+			if !drains[r.Node] && (s.Move == nil || s.Move.From != r.ID) {
+				nodes = append(nodes, r.Node)
+			}
+		}
+		slices.Sort(nodes)
+		if len(nodes) == 0 {
+			nodes = replicaNodes(s)
+		}
+		fit[s.ID] = nodes
+	}
+	return fit
+}
+
 type handover struct {
 	shard ShardID
 	to    NodeID
@@ -46,7 +71,7 @@ type handover struct {
 // relief finds handovers that take one leader from a node and give one to a node
 // that has at least two fewer, all between unchanged. It searches breadth first
 // from the nodes with most leaders.
-func relief(m Map, leader map[ShardID]NodeID, leads map[NodeID]int) []handover {
+func relief(m Map, fit map[ShardID][]NodeID, leader map[ShardID]NodeID, leads map[NodeID]int) []handover {
 	nodes := make([]NodeID, 0, len(m.Nodes))
 	for _, n := range m.Nodes {
 		nodes = append(nodes, n.ID)
@@ -73,7 +98,7 @@ func relief(m Map, leader map[ShardID]NodeID, leads map[NodeID]int) []handover {
 				return path
 			}
 			for _, s := range led[at] {
-				for _, n := range replicaNodes(s) {
+				for _, n := range fit[s.ID] {
 					if _, ok := seen[n]; !ok {
 						seen[n] = arrival{from: at, shard: s.ID}
 						queue = append(queue, n)

@@ -18,6 +18,7 @@ const (
 	MaxReplicas = 9
 	MaxNodes    = 1024
 	MaxNodeID   = 64 // bytes
+	MaxZone     = 64 // bytes
 )
 
 // mapVersion is the first byte of an encoded map.
@@ -167,6 +168,9 @@ func (m Map) Validate() error {
 	if m.ReplicasWanted < 1 || m.ReplicasWanted > MaxReplicas {
 		f.add("%d replicas wanted: must be 1 to %d", m.ReplicasWanted, MaxReplicas)
 	}
+	if m.Balance != BalanceNever && m.Balance != BalanceOnce && m.Balance != BalanceAlways {
+		f.add("balance %q: must be once, always or nothing", truncate(string(m.Balance)))
+	}
 	m.validateNodes(&f)
 	m.validateShards(&f)
 	m.validateSlots(&f)
@@ -183,6 +187,12 @@ func (m Map) validateNodes(f *faults) {
 		}
 		if i > 0 && m.Nodes[i-1].ID >= n.ID {
 			f.add("node %q follows %q: ids must be unique and in order", n.ID, m.Nodes[i-1].ID)
+		}
+		if len(n.Zone) > MaxZone || !utf8.ValidString(n.Zone) {
+			f.add("node %q: zone %q: must be text of at most %d bytes", n.ID, truncate(n.Zone), MaxZone)
+		}
+		if _, ok := m.Node(n.Successor); n.Successor != "" && (!ok || !n.Draining || n.Successor == n.ID) {
+			f.add("node %q: its successor is %q: must be another node, and only while it drains", n.ID, truncate(n.Successor))
 		}
 		if len(n.Instance) > 128 || !utf8.ValidString(n.Instance) {
 			f.add("node %q: instance %q: must be text of at most 128 bytes", n.ID, truncate(n.Instance))

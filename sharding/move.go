@@ -30,11 +30,16 @@ func StartMove(m Map, shard ShardID, from ReplicaID, to NodeID) (Map, error) {
 		if r, has := s.On(to); has {
 			return fmt.Errorf("node %s has replica %s", to, r.ID)
 		}
-		r := Replica{ID: replicaID(to, next.Epoch), Node: to}
-		s.Replicas = append(s.Replicas, r)
-		s.Move = &Move{From: from, To: r.ID}
+		s.move(from, to, next.Epoch)
 		return nil
 	})
+}
+
+// move begins a move that is known to be allowed.
+func (s *Shard) move(from ReplicaID, to NodeID, epoch uint64) {
+	r := Replica{ID: replicaID(to, epoch), Node: to}
+	s.Replicas = append(s.Replicas, r)
+	s.Move = &Move{From: from, To: r.ID}
 }
 
 // FinishMove takes the old replica out. Only the shard's leader can know that it is time (Next).

@@ -10,6 +10,7 @@ import (
 )
 
 func anyNode(NodeID) bool { return true }
+func anyShard(Shard) bool { return true }
 
 // carryOut begins and ends moves as planned until none is left, and fails if a step is not allowed or there is no end of them.
 func carryOut(t *testing.T, m Map, may Candidate) (Map, int) {

@@ -20,7 +20,8 @@ func PlanJoin(m Map, n Node) (Map, error) {
 	next.Epoch++
 	next.Nodes = append(next.Nodes, n)
 	slices.SortFunc(next.Nodes, func(a, b Node) int { return strings.Compare(a.ID, b.ID) })
-	grow(&next)
+	all := func(NodeID) bool { return true }
+	grow(&next, all, func(Shard) bool { return true })
 	if err := ValidateTransition(m, next); err != nil {
 		return Map{}, fmt.Errorf("plan join of %s: %w", n.ID, err)
 	}
@@ -28,46 +29,33 @@ func PlanJoin(m Map, n Node) (Map, error) {
 }
 
 // PlanGrow gives each shard that has fewer replicas than wanted one more, if a
-// node without one is there; false if there is nothing to do. A shard that lacks
+// node without one is there that may have it; false if there is nothing to do. A shard that lacks
 // several takes several steps, each its own epoch, so that a majority of the
-// replicas always holds the log.
-func PlanGrow(m Map) (Map, bool) {
+// replicas always holds the log. ready says that a shard's last change is carried out.
+func PlanGrow(m Map, may Candidate, ready func(Shard) bool) (Map, bool) {
 	next := m.Clone()
 	next.Epoch++
-	if !grow(&next) {
+	if !grow(&next, may, ready) {
 		return m, false
 	}
 	return next, true
 }
 
-// grow adds at most one replica to each shard of m, on the node with the fewest.
-func grow(m *Map) bool {
-	load := make(map[NodeID]int, len(m.Nodes))
-	for _, s := range m.Shards {
-		for _, r := range s.Replicas {
-			load[r.Node]++
-		}
-	}
+// grow adds at most one replica to each shard of m, where best has it.
+func grow(m *Map, may Candidate, ready func(Shard) bool) bool {
 	grown := false
+	p := newPlacement(*m, may)
 	for i := range m.Shards {
 		s := &m.Shards[i]
-		if len(s.Replicas) >= m.ReplicasWanted {
+		if len(s.Replicas) >= m.ReplicasWanted || s.Move != nil || !ready(*s) {
 			continue
 		}
-		best := NodeID("")
-		for _, n := range m.Nodes { // by id, so that a tie has one outcome
-			if n.Cordoned || n.Draining {
-				continue
-			}
-			if _, has := s.On(n.ID); !has && (best == "" || load[n.ID] < load[best]) {
-				best = n.ID
-			}
-		}
-		if best == "" {
+		to := p.best(i, "")
+		if to == "" {
 			continue
 		}
-		s.Replicas = append(s.Replicas, Replica{ID: replicaID(best, m.Epoch), Node: best})
-		load[best]++
+		s.Replicas = append(s.Replicas, Replica{ID: replicaID(to, m.Epoch), Node: to})
+		p.add(i, to)
 		grown = true
 	}
 	return grown
@@ -77,7 +65,7 @@ func grow(m *Map) bool {
 // if the node is unknown, is another that goes by the same id, or nothing changed.
 func UpdateNode(m Map, n Node) (Map, bool) {
 	was, ok := m.Node(n.ID)
-	n.Cordoned, n.Draining = was.Cordoned, was.Draining // not for the node to say
+	n.keepMarks(was) // not for the node to say
 	if !ok || was == n || was.Instance != n.Instance {
 		return m, false
 	}

@@ -46,7 +46,7 @@ func TestPlansLeaveTheirMapAlone(t *testing.T) {
 	moved.Addrs = Addrs{}
 	UpdateNode(m, moved)
 	m.ReplicasWanted = 5
-	PlanGrow(m)
+	PlanGrow(m, anyNode, anyShard)
 	m.ReplicasWanted = before.ReplicasWanted
 	if !reflect.DeepEqual(m, before) {
 		t.Fatalf("got %+v, want %+v", m, before)
@@ -61,7 +61,7 @@ func TestPlanGrow(t *testing.T) {
 		m.ReplicasWanted = 3
 		steps := 0
 		for {
-			next, grew := PlanGrow(m)
+			next, grew := PlanGrow(m, anyNode, anyShard)
 			if !grew {
 				break
 			}

@@ -22,14 +22,76 @@ type Candidate func(NodeID) bool
 // as over. A shard is in it once: what is left to do then is in the plan of the map that comes of it. Every node comes to the same plan.
 func PlanMoves(m Map, may Candidate) []Wish {
 	p := newPlacement(m, may)
-	for _, n := range m.Nodes {
-		if n.Draining {
-			p.empty(n.ID)
-		}
-	}
+	p.drain()
 	p.spread()
 	p.level()
 	return p.wishes
+}
+
+// PlanDrains lists only the first of these: what nodes that drain have to lose.
+func PlanDrains(m Map, may Candidate) []Wish {
+	p := newPlacement(m, may)
+	p.drain()
+	return p.wishes
+}
+
+// MovesAtOnce is how many moves a node takes part in at once, that it gives and that it gets.
+const MovesAtOnce = 2
+
+// NextMoves takes the next step of what the map is to become: it gives shards that have too few replicas another, begins moves that are planned, as many as may
+// be under way, and ends BalanceOnce when nothing is left to do for it. false: there is nothing to do now. ready says that a shard's last change is carried out, as
+// far as is known; a shard that is not takes no other.
+func NextMoves(m Map, may Candidate, ready func(Shard) bool) (next Map, changed bool) {
+	next, grown := PlanGrow(m, may, ready)
+	if !grown {
+		next = m.Clone()
+		next.Epoch++
+	}
+	plan := PlanDrains
+	if m.Balance != BalanceNever {
+		plan = PlanMoves
+	}
+	wishes := plan(next, may)
+	begun := begin(&next, wishes, func(s Shard) bool {
+		was, _ := m.Shard(s.ID)
+		return len(was.Replicas) == len(s.Replicas) && ready(s)
+	})
+	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil })
+	if done {
+		next.Balance = BalanceNever
+	}
+	if !grown && !begun && !done {
+		return m, false
+	}
+	return next, true
+}
+
+// begin begins moves in a map that is being made, in the order of the wishes.
+func begin(next *Map, wishes []Wish, ready func(Shard) bool) (begun bool) {
+	busy := map[NodeID]int{}
+	for _, s := range next.Shards {
+		if s.Move != nil {
+			for _, r := range s.Replicas {
+				if r.ID == s.Move.From || r.ID == s.Move.To {
+					busy[r.Node]++
+				}
+			}
+		}
+	}
+	for _, w := range wishes {
+		i := slices.IndexFunc(next.Shards, func(s Shard) bool { return s.ID == w.Shard })
+		s := &next.Shards[i]
+		j := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == w.From })
+		from := s.Replicas[j].Node
+		if busy[from] >= MovesAtOnce || busy[w.To] >= MovesAtOnce || !ready(*s) {
+			continue
+		}
+		busy[from]++
+		busy[w.To]++
+		s.move(w.From, w.To, next.Epoch)
+		begun = true
+	}
+	return begun
 }
 
 // placement is a map as it will be, while it is planned.
@@ -39,6 +101,8 @@ type placement struct {
 	id    []map[NodeID]ReplicaID
 	fixed []bool // the shard has a move under way, and takes no other
 	load  map[NodeID]int
+	// heir is who gets what a draining node has.
+	heir  map[NodeID]NodeID
 	zone  map[NodeID]string
 	takes []NodeID // nodes that may get replicas, in order of id
 
@@ -46,9 +110,12 @@ type placement struct {
 }
 
 func newPlacement(m Map, may Candidate) *placement {
-	p := &placement{m: m, load: map[NodeID]int{}, zone: map[NodeID]string{}}
+	p := &placement{m: m, load: map[NodeID]int{}, heir: map[NodeID]NodeID{}, zone: map[NodeID]string{}}
 	for _, n := range m.Nodes {
 		p.zone[n.ID] = cmp.Or(n.Zone, "node "+n.ID)
+		if n.Draining && n.Successor != "" {
+			p.heir[n.ID] = n.Successor
+		}
 		if !n.Cordoned && !n.Draining && may(n.ID) {
 			p.takes = append(p.takes, n.ID)
 		}
@@ -73,11 +140,16 @@ func newPlacement(m Map, may Candidate) *placement {
 func (p *placement) move(shard int, from, to NodeID, why string) {
 	p.wishes = append(p.wishes, Wish{Shard: p.m.Shards[shard].ID, From: p.id[shard][from], To: to, Why: why})
 	p.on[shard] = slices.DeleteFunc(p.on[shard], func(n NodeID) bool { return n == from })
+	p.load[from]--
+	p.add(shard, to)
+	p.fixed[shard] = true
+}
+
+// add gives a shard a replica on a node.
+func (p *placement) add(shard int, to NodeID) {
 	p.on[shard] = append(p.on[shard], to)
 	slices.Sort(p.on[shard])
-	p.load[from]--
 	p.load[to]++
-	p.fixed[shard] = true
 }
 
 // crowd is how many replicas a shard has in a node's zone, without the one on a node that goes.
@@ -91,10 +163,10 @@ func (p *placement) crowd(shard int, node, gone NodeID) (n int) {
 }
 
 // best is the node that should get a shard's replica in the place of that on another: of the zones with fewest of its replicas, of the
-// nodes there the one with fewest; "" if there is none.
+// nodes there the one with fewest; "" if there is none. Where a node has a successor, that one or none.
 func (p *placement) best(shard int, gone NodeID) (best NodeID) {
 	for _, n := range p.takes {
-		if slices.Contains(p.on[shard], n) {
+		if heir := p.heir[gone]; slices.Contains(p.on[shard], n) || heir != "" && n != heir {
 			continue
 		}
 		if best == "" || cmp.Or(cmp.Compare(p.crowd(shard, n, gone), p.crowd(shard, best, gone)), cmp.Compare(p.load[n], p.load[best])) < 0 {
@@ -102,6 +174,14 @@ func (p *placement) best(shard int, gone NodeID) (best NodeID) {
 		}
 	}
 	return best
+}
+
+func (p *placement) drain() {
+	for _, n := range p.m.Nodes {
+		if n.Draining {
+			p.empty(n.ID)
+		}
+	}
 }
 
 func (p *placement) empty(node NodeID) {

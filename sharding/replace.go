@@ -31,7 +31,7 @@ func PlanReturn(m Map, n Node) (Map, error) {
 	known := false
 	for i := range next.Nodes {
 		if next.Nodes[i].ID == n.ID {
-			n.Cordoned, n.Draining = next.Nodes[i].Cordoned, next.Nodes[i].Draining
+			n.keepMarks(next.Nodes[i])
 			next.Nodes[i], known = n, true
 		}
 	}
@@ -49,6 +49,11 @@ func PlanReturn(m Map, n Node) (Map, error) {
 		return Map{}, fmt.Errorf("plan return of %s: %w", n.ID, err)
 	}
 	return next, nil
+}
+
+// keepMarks takes over what an administrator has said of a node: it is not for the node to say.
+func (n *Node) keepMarks(was Node) {
+	n.Cordoned, n.Draining, n.Successor = was.Cordoned, was.Draining, was.Successor
 }
 
 // rename gives a replica a new id on its node; a move of it goes on under that.

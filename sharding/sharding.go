@@ -50,6 +50,8 @@ type Node struct {
 	// Cordoned nodes get no new replicas; Draining ones lose those that they have, too.
 	Cordoned bool `json:"cordoned,omitempty"`
 	Draining bool `json:"draining,omitempty"`
+	// Successor is who gets what a draining node has, as far as it can. Empty: anybody.
+	Successor NodeID `json:"successor,omitempty"`
 }
 
 // Replica is a place where a shard is kept.
@@ -74,6 +76,7 @@ type Map struct {
 	Epoch     uint64 `json:"epoch"`
 	// ReplicasWanted is how many replicas a shard should have once there are nodes enough.
 	ReplicasWanted int     `json:"replicas_wanted"`
+	Balance        Balance `json:"balance,omitempty"`
 	Nodes          []Node  `json:"nodes"`
 	Shards         []Shard `json:"shards"`
 }
