@@ -134,6 +134,10 @@ func (b backend) ListJobs(ctx context.Context) ([]byte, error) {
 
 func (b backend) StatusJSON(ctx context.Context) ([]byte, error) { return b.n.StatusJSON(ctx) }
 
+func (b backend) Admin(ctx context.Context, words []string) ([]byte, error) {
+	return b.n.Admin(ctx, words)
+}
+
 func (b backend) Info() front.Info {
 	m := b.n.Router().Map()
 	info := front.Info{Version: b.n.cfg.Version, NodeID: b.n.cfg.ID, ClusterID: m.ClusterID, Uptime: b.n.uptime(), Replicas: m.ReplicasWanted, Counters: map[string]int64{}}

@@ -85,10 +85,17 @@ func (n *Node) runReconcile(ctx context.Context) error {
 	}
 }
 
+// ErrRemoved: the node was taken out of its cluster. There is nothing left for it to do.
+var ErrRemoved = errors.New("this node was removed from its cluster")
+
 // openReplicas opens each replica that belongs here and is not open yet. What is
 // damaged waits for runRepair.
 func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
-	if self, ok := m.Node(n.cfg.ID); ok && self.Instance != n.dir.ident().Instance {
+	self, ok := m.Node(n.cfg.ID)
+	if !ok {
+		return fmt.Errorf("%w: node %s is not in the map of cluster %s any more; what is in %s may be deleted", ErrRemoved, n.cfg.ID, m.ClusterID, n.cfg.DataDir)
+	}
+	if self.Instance != n.dir.ident().Instance {
 		// Its replicas are not ours: they would be opened twice.
 		return fmt.Errorf("another data directory has taken the place of node %s while this one did not answer: what is in %s is not part of the cluster any more", n.cfg.ID, n.dir.path)
 	}
@@ -270,6 +277,7 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 	defer work.Wait()
 	if shard == metaShard {
 		work.Go(func() { n.jobs.RunLeader(ctx) })
+		work.Go(func() { n.runMoves(ctx) })
 	}
 	// All leaderships of a node look at the same moments: a wake-up each would be a good part of what an idle node does.
 	next := func() time.Duration { return memberEvery - time.Since(n.started)%memberEvery }
@@ -291,11 +299,16 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 		if err != nil && ctx.Err() == nil {
 			n.log.Warn("change members", "shard", shard, "err", err)
 		}
+		moving, err2 := n.stepMove(ctx, st)
+		if err2 != nil && ctx.Err() == nil {
+			n.log.Warn("move a replica", "shard", shard, "err", err2)
+		}
 		every := transferEvery
 		if n.space.low() { // writes are refused soon, or already
 			every = leaveEvery
 		}
-		if changed || err != nil || time.Since(lastTransfer) < every {
+		busy := (changed || moving) && !n.space.low()
+		if busy || err != nil || err2 != nil || time.Since(lastTransfer) < every {
 			continue
 		}
 		if to, ok := n.betterLeader(st); ok {
@@ -355,15 +368,13 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 			n.log.Info("promoting learner", "shard", sh.ID, "replica", want.ID)
 			return true, st.Promote(ctx, want.ID, want.Node)
 		case !members[i].Voter:
-			changed = true // not done yet: leaders stay where they are
 			catchingUp = catchingUp || inTouch(members[i])
 		}
 	}
-	if catchingUp {
+	if catchingUp { // leaders stay where they are: another would send it the whole state anew
 		return true, nil
 	}
-	removed, err := n.stepRemoval(ctx, st, m, members)
-	return changed || removed, err
+	return n.stepRemoval(ctx, st, m, members)
 }
 
 // betterLeader says who should lead instead of this node, if anybody.

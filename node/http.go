@@ -46,6 +46,7 @@ func newHTTPServer(n *Node) *httpServer {
 	mux.HandleFunc("GET /v1/status", h.status)
 	mux.HandleFunc("GET /v1/shards/{id}/replica", h.replica)
 	mux.HandleFunc("POST /v1/shards/{id}/leader", h.moveLeader)
+	mux.HandleFunc("POST /v1/admin/{words...}", h.admin)
 	mux.HandleFunc("POST /v1/sessions", h.openSession)
 	mux.HandleFunc("GET /v1/jobs", h.listJobs)
 	mux.HandleFunc("POST /v1/jobs", h.submitJob)
@@ -166,6 +167,7 @@ var endpoints = map[string]string{
 	"GET /metrics": "for Prometheus",
 
 	"GET /v1/status":                    "nodes, shards, replicas, problems",
+	"POST /v1/admin/{word}/{word}/...":  "what abacus node, shard and rebalance do: node/drain/n3, shard/move/0/n1/n4, rebalance/plan",
 	"GET, PUT, DELETE /v1/kv/{key}":     "a value, raw; PUT ?ttl=10s, If-None-Match: *; GET ?consistency=stale",
 	"POST /v1/sessions":                 "a session, to number writes in (Abacus-Session, Abacus-Seq)",
 	"GET, POST /v1/jobs":                "all jobs; submit one",
@@ -526,6 +528,13 @@ func (h *httpServer) listJobs(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := h.jobTimeout(r)
 	defer cancel()
 	h.raw(w)(backend{h.n}.ListJobs(ctx))
+}
+
+// admin is POST /v1/admin/node/drain/n3: what an administrator says, a word to a segment.
+func (h *httpServer) admin(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), announceTimeout)
+	defer cancel()
+	h.raw(w)(h.n.Admin(ctx, strings.Split(r.PathValue("words"), "/")))
 }
 
 // raw writes JSON that is made already.

@@ -190,7 +190,7 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 	var answer []byte
 	admit := func(ctx context.Context, leader sharding.NodeID, st *store.Store) (err error) {
 		if st != nil {
-			answer, err = n.admit(ctx, st, req)
+			answer, err = n.admit(ctx, req)
 			return err
 		}
 		if req.Forwarded {
@@ -209,29 +209,18 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 
 // admit changes the map so that the node is in it with its present addresses,
 // and returns the map.
-func (n *Node) admit(ctx context.Context, st *store.Store, req joinRequest) ([]byte, error) {
-	for {
-		m, rev, err := n.readMap(ctx, st)
-		if err != nil {
-			return nil, err
-		}
+func (n *Node) admit(ctx context.Context, req joinRequest) ([]byte, error) {
+	m, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) {
 		next, changed, err := n.decideJoin(ctx, m, req)
-		if err != nil {
-			return nil, err
+		if changed && err == nil {
+			n.log.Info("admitting node", "node", req.Node.ID, "peer_addr", req.Node.Addrs.Peer, "epoch", next.Epoch)
 		}
-		if !changed {
-			return m.Encode(), nil
-		}
-		err = n.writeMap(ctx, st, m, next, rev)
-		if transport.CodeOf(err) == transport.CodeConflict {
-			continue // somebody else changed the map: decide anew on theirs
-		}
-		if err != nil {
-			return nil, err
-		}
-		n.log.Info("node admitted", "node", req.Node.ID, "peer_addr", req.Node.Addrs.Peer, "epoch", next.Epoch)
-		return next.Encode(), nil
+		return next, changed, err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return m.Encode(), nil
 }
 
 // decideJoin works out the map with the node in it. It refuses a node whose id
@@ -276,33 +265,6 @@ func (n *Node) bootOf(ctx context.Context, node sharding.Node) string {
 		return ""
 	}
 	return s.Boot
-}
-
-// readMap reads the map from shard 0, linearizable.
-func (n *Node) readMap(ctx context.Context, st *store.Store) (sharding.Map, int64, error) {
-	v, err := st.ReadView(ctx)
-	if err != nil {
-		return sharding.Map{}, 0, err
-	}
-	defer v.Close()
-	raw, rev, ok := v.Record(mapRecord)
-	if !ok {
-		return sharding.Map{}, 0, transport.Errorf(transport.CodeUnavailable, "the cluster is still being set up")
-	}
-	m, err := sharding.DecodeMap(raw)
-	return m, rev, err
-}
-
-// writeMap replaces the map if nobody else did since revision rev.
-func (n *Node) writeMap(ctx context.Context, st *store.Store, old, next sharding.Map, rev int64) error {
-	if err := sharding.ValidateTransition(old, next); err != nil {
-		return transport.Errorf(transport.CodeRefused, "%v", err)
-	}
-	results, _, err := st.Propose(ctx, []command.Command{recordSet(mapRecord, next.Encode(), rev)})
-	if err != nil {
-		return err
-	}
-	return recordError(mapRecord, results[0])
 }
 
 // recordSet stores a system record if its revision is still rev, 0 for none.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,10 +22,12 @@ type clusterStatus struct {
 	Epoch          uint64          `json:"epoch"`
 	Node           sharding.NodeID `json:"node"`
 	ReplicasWanted int             `json:"replicas_wanted"`
-	Nodes          []nodeView      `json:"nodes"`
-	Shards         []shardView     `json:"shards"`
-	Healthy        bool            `json:"healthy"`
-	Problems       []string        `json:"problems"`
+	// Balance is when replicas are moved for evenness alone: once (it is being done), always, or only when somebody says so.
+	Balance  sharding.Balance `json:"balance,omitempty"`
+	Nodes    []nodeView       `json:"nodes"`
+	Shards   []shardView      `json:"shards"`
+	Healthy  bool             `json:"healthy"`
+	Problems []string         `json:"problems"`
 	// Notes are worth knowing and nothing is sick.
 	Notes []string `json:"notes"`
 }
@@ -40,6 +43,11 @@ type nodeView struct {
 	// DiskFree is in bytes; DiskFull: writes that add data are refused there.
 	DiskFree uint64 `json:"disk_free"`
 	DiskFull bool   `json:"disk_full,omitempty"`
+
+	Zone      string          `json:"zone,omitempty"`
+	Cordoned  bool            `json:"cordoned,omitempty"`
+	Draining  bool            `json:"draining,omitempty"`
+	Successor sharding.NodeID `json:"successor,omitempty"`
 }
 
 type shardView struct {
@@ -51,6 +59,19 @@ type shardView struct {
 	Replicas []replicaView    `json:"replicas"`
 	Healthy  bool             `json:"healthy"`
 	Problem  string           `json:"problem,omitempty"`
+	Move     *moveView        `json:"move,omitempty"`
+}
+
+// moveView is a replica on its way.
+type moveView struct {
+	From   sharding.ReplicaID `json:"from"`
+	To     sharding.ReplicaID `json:"to"`
+	Paused bool               `json:"paused,omitempty"`
+	// State says what it is at, or waits for.
+	State string `json:"state"`
+	// CopySent of CopySize bytes of the state were sent, while they are.
+	CopySent int64 `json:"copy_sent,omitempty"`
+	CopySize int64 `json:"copy_size,omitempty"`
 }
 
 type replicaView struct {
@@ -82,11 +103,12 @@ func (n *Node) clusterStatus() clusterStatus {
 			said[nd.ID], alive[nd.ID] = n.peers.get(nd.ID)
 		}
 	}
-	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Problems: []string{}, Notes: []string{},
+	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Balance: m.Balance, Problems: []string{}, Notes: []string{},
 		Nodes: []nodeView{}, Shards: []shardView{}}
 	for _, nd := range m.Nodes {
 		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis,
-			DiskFree: said[nd.ID].DiskFree, DiskFull: said[nd.ID].DiskFull}
+			DiskFree: said[nd.ID].DiskFree, DiskFull: said[nd.ID].DiskFull,
+			Zone: nd.Zone, Cordoned: nd.Cordoned, Draining: nd.Draining, Successor: nd.Successor}
 		if v.Alive {
 			for _, r := range said[nd.ID].Replicas {
 				v.Replicas++
@@ -113,7 +135,41 @@ func (n *Node) clusterStatus() clusterStatus {
 	if note := thinNote(min(m.ReplicasWanted, len(m.Nodes)), m.ReplicasWanted); note != "" {
 		s.Notes = append(s.Notes, note)
 	}
+	s.Notes = append(s.Notes, n.drainNotes(m)...)
 	return s
+}
+
+// drainNotes say how far nodes that drain are, and which shards they cannot get rid of.
+func (n *Node) drainNotes(m sharding.Map) (notes []string) {
+	planned := map[sharding.ShardID]bool{}
+	for _, w := range sharding.PlanDrains(m, n.mayTake) {
+		planned[w.Shard] = true
+	}
+	for _, nd := range m.Nodes {
+		if !nd.Draining {
+			continue
+		}
+		left, stuck := 0, []string{}
+		for _, sh := range m.Shards {
+			if _, has := sh.On(nd.ID); !has {
+				continue
+			}
+			left++
+			if sh.Move == nil && !planned[sh.ID] {
+				stuck = append(stuck, strconv.FormatUint(uint64(sh.ID), 10))
+			}
+		}
+		switch {
+		case left == 0:
+			notes = append(notes, fmt.Sprintf("node %s is drained, and may be stopped or removed", nd.ID))
+		case len(stuck) == 0:
+			notes = append(notes, fmt.Sprintf("node %s drains: %d replicas are left on it", nd.ID, left))
+		default:
+			notes = append(notes, fmt.Sprintf("node %s drains: %d replicas are left on it, and no node may take those of shards %s: start another node with --join, or uncordon one",
+				nd.ID, left, strings.Join(stuck, ", ")))
+		}
+	}
+	return notes
 }
 
 // thinNote says what fewer replicas than wanted mean, where no more are possible
@@ -174,6 +230,7 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 		case reported:
 			rv.State = "learner"
 		}
+		arriving := sh.Move != nil && sh.Move.To == r.ID && alive[r.Node] // it is not counted on yet
 		rv.Applied, rv.LastIndex = st.Applied, st.Last
 		if reported && lead.Commit > st.Applied {
 			rv.Lag = lead.Commit - st.Applied
@@ -184,6 +241,8 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 		i = slices.IndexFunc(said[r.Node].Repairs, func(o repairStatus) bool { return o.Shard == sh.ID && o.Replica == r.ID })
 		if rv.State == "missing" && i >= 0 {
 			problems = append(problems, said[r.Node].Repairs[i].Text)
+		} else if arriving {
+			// What it lacks is what the move is about.
 		} else if rv.State == "down" || rv.State == "missing" {
 			problems = append(problems, fmt.Sprintf("replica %s on node %s is %s", r.ID, r.Node, rv.State))
 		} else if rv.Lag > laggards {
@@ -198,8 +257,34 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	case voters < want && len(problems) == 0:
 		problems = append(problems, fmt.Sprintf("%d of %d voters, growing", voters, want))
 	}
+	v.Move = viewMove(sh, v.Leader, members)
 	v.Problem = strings.Join(problems, "; ")
 	v.Healthy = v.Problem == ""
+	return v
+}
+
+// viewMove is a shard's move as its leader's word shows it, nil if there is none.
+func viewMove(sh sharding.Shard, leader sharding.NodeID, members []store.Member) *moveView {
+	if sh.Move == nil {
+		return nil
+	}
+	v := &moveView{From: sh.Move.From, To: sh.Move.To, Paused: sh.Move.Paused}
+	for _, m := range members {
+		if m.Replica == v.To {
+			v.CopySent, v.CopySize = m.CopySent, m.CopySize
+		}
+	}
+	on, _ := sh.On(leader)
+	switch step := sharding.Next(*sh.Move, observed(on.ID, members)); {
+	case leader == "":
+		v.State = "the shard has no leader"
+	case step.Kind == sharding.StepHandOver:
+		v.State = "the leadership is handed over"
+	case step.Kind == sharding.StepFinish:
+		v.State = v.From + " is taken out"
+	default:
+		v.State = step.Why
+	}
 	return v
 }
 

@@ -90,6 +90,7 @@ var flagValues = map[string][]string{
 	"on-error":      {job.OnErrorFail, job.OnErrorSkip},
 	"op":            {"put", "get", "mixed", "incr"},
 	"dist":          {"uniform", "zipfian"},
+	"auto":          {"on", "off"},
 	"import format": {"lines", "csv", "jsonl", "kv"},
 	"export format": {"kv", "jsonl"},
 }

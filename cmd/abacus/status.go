@@ -35,7 +35,7 @@ on one node, say, is well, and the note says what it cannot survive.`,
 				if err != nil {
 					return err
 				}
-				var st clusterStatus
+				var st client.Status
 				if err := json.Unmarshal(text, &st); err != nil {
 					return fmt.Errorf("parse the cluster's status: %w", err)
 				}
@@ -48,7 +48,7 @@ on one node, say, is well, and the note says what it cannot survive.`,
 				if err != nil {
 					return err
 				}
-				switch sick := problems(st.Status); {
+				switch sick := problems(st); {
 				case len(sick) == 0:
 					return nil
 				case a.json():
@@ -58,12 +58,6 @@ on one node, say, is well, and the note says what it cannot survive.`,
 			})
 		},
 	}
-}
-
-// clusterStatus is what a node says, with its notes.
-type clusterStatus struct {
-	client.Status
-	Notes []string `json:"notes"`
 }
 
 // problems are the sentences that name what is sick, none for a healthy cluster.
@@ -141,9 +135,9 @@ func firstOf(all []string, n int) string {
 	return strings.Join(all, "; ")
 }
 
-func printStatus(w io.Writer, st clusterStatus) error {
+func printStatus(w io.Writer, st client.Status) error {
 	fmt.Fprintf(w, "cluster %s, map epoch %d, %s, %s of %s, %s; seen by %s\n\n", st.ClusterID, st.Epoch, plural(int64(len(st.Nodes)), "node"),
-		plural(int64(len(st.Shards)), "shard"), plural(int64(st.ReplicasWanted), "replica"), keyTotal(st.Status), st.Node)
+		plural(int64(len(st.Shards)), "shard"), plural(int64(st.ReplicasWanted), "replica"), keyTotal(st), st.Node)
 
 	t := newTable(w, "NODE", "STATE", "LEADS", "REPLICAS", "UPTIME", "VERSION", "CLIENT", "CLUSTER", "PEER", "HTTP")
 	for _, n := range st.Nodes {
@@ -185,7 +179,7 @@ func printStatus(w io.Writer, st clusterStatus) error {
 	for _, n := range st.Notes {
 		fmt.Fprintln(w, "note:", shown(n))
 	}
-	sick := problems(st.Status)
+	sick := problems(st)
 	if len(sick) == 0 {
 		fmt.Fprintln(w, "all is well")
 		return nil

@@ -179,6 +179,11 @@ func serve(cfg node.Config) error {
 	case s := <-signals:
 		cfg.Log.Info("stopping", "signal", s.String())
 	case failure = <-n.Failed():
+		if errors.Is(failure, node.ErrRemoved) { // as was wished: nothing failed, and no service manager should start it again
+			cfg.Log.Info("stopping", "reason", failure.Error())
+			failure = nil
+			break
+		}
 		cfg.Log.Error("node failed", "err", failure)
 	}
 	return errors.Join(failure, stop(cfg, signals, n.Close))

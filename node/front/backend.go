@@ -60,6 +60,8 @@ type Backend interface {
 
 	// StatusJSON is the cluster's state, the same document as GET /v1/status.
 	StatusJSON(ctx context.Context) ([]byte, error)
+	// Admin carries out an administrator's words, as node drain n3, and returns the answer as JSON.
+	Admin(ctx context.Context, words []string) ([]byte, error)
 	Info() Info
 }
 

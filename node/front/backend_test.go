@@ -524,6 +524,13 @@ func (n *fakeNode) ListJobs(context.Context) ([]byte, error) {
 	return json.Marshal(list)
 }
 
+func (n *fakeNode) Admin(_ context.Context, words []string) ([]byte, error) {
+	if words[0] == "nosuch" {
+		return nil, transport.Errorf(transport.CodeBadRequest, "no such verb")
+	}
+	return json.Marshal(words)
+}
+
 func (n *fakeNode) StatusJSON(context.Context) ([]byte, error) {
 	return []byte(`{"healthy":true}`), nil
 }

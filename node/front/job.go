@@ -23,6 +23,7 @@ func jobCommands() []*spec {
 		cmd("job.cancel", 2, flagWrite, "Cancels a job.", (*conn).jobCancel),
 		cmd("job.list", 1, flagReadOnly, "Returns the records of all jobs as a JSON array.", (*conn).jobList),
 		cmd("abacus.status", 1, flagReadOnly, "Returns the state of nodes, shards and replicas as JSON.", (*conn).abacusStatus),
+		cmd("abacus.admin", -2, flagAdmin, "Changes nodes and moves replicas: node cordon|uncordon|drain|remove, shard move|cancel|pause|resume, rebalance plan|once|always|stop.", (*conn).abacusAdmin),
 	}
 }
 
@@ -123,6 +124,37 @@ func (c *conn) jobList(ctx context.Context, _ [][]byte) error {
 func (c *conn) abacusStatus(ctx context.Context, _ [][]byte) error {
 	status, err := c.srv.backend.StatusJSON(ctx)
 	return c.jsonReply(status, err)
+}
+
+// abacusAdmin is ABACUS.ADMIN word [word ...].
+func (c *conn) abacusAdmin(ctx context.Context, args [][]byte) error {
+	words := make([]string, 0, len(args)-1)
+	for _, a := range args[1:] {
+		words = append(words, string(a))
+	}
+	answer, err := c.srv.backend.Admin(ctx, words)
+	if err != nil {
+		return adminError(err)
+	}
+	c.w.Bulk(answer)
+	return nil
+}
+
+// adminError lets client libraries wait for what only has to come first, and gives up on what somebody has to change.
+func adminError(err error) error {
+	var e *transport.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code {
+	case transport.CodeConflict:
+		return refusal("TRYAGAIN nothing was done: " + e.Detail)
+	case transport.CodeNotFound:
+		return refusal("NOTFOUND " + e.Detail)
+	case transport.CodeBadRequest, transport.CodeRefused:
+		return refusal("ERR " + e.Detail)
+	}
+	return err
 }
 
 func (c *conn) jsonReply(doc []byte, err error) error {
