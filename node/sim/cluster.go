@@ -273,7 +273,31 @@ func (c *cluster) open() error {
 	return until("all replicas have joined", 2*time.Minute, c.complete)
 }
 
-// complete says what is missing: every node has the newest map, every replica of
+// release takes back all that an administrator has said of nodes, lets moves go on, and has the cluster made even.
+func (c *cluster) release() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	node := c.members[0].life.Load().node
+	say := func(words ...string) error {
+		_, err := node.Admin(ctx, words)
+		return err
+	}
+	for _, m := range c.members {
+		if err := say("node", "uncordon", m.id); err != nil {
+			return err
+		}
+	}
+	for _, sh := range node.Router().Map().Shards {
+		if sh.Move != nil && sh.Move.Paused {
+			if err := say("shard", "resume", fmt.Sprint(sh.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	return say("rebalance", "once")
+}
+
+// complete says what is missing: no replica moves, nor is any to be moved; every node has the newest map, every replica of
 // the map is open and a voter, and nobody else is a member.
 func (c *cluster) complete() error {
 	m := c.newest()
@@ -286,7 +310,13 @@ func (c *cluster) complete() error {
 			return fmt.Errorf("%s has map %d, the newest is %d", mb.id, e, m.Epoch)
 		}
 	}
+	if m.Balance != sharding.BalanceNever {
+		return fmt.Errorf("the cluster is not even yet: %s", m.Balance)
+	}
 	for _, sh := range m.Shards {
+		if sh.Move != nil {
+			return fmt.Errorf("shard %d: %s moves to %s", sh.ID, sh.Move.From, sh.Move.To)
+		}
 		l, st := c.leader(sh.ID)
 		if st == nil {
 			return fmt.Errorf("shard %d has no leader", sh.ID)

@@ -52,6 +52,7 @@ const (
 	saysLeading  = "leading"
 	saysSnapshot = "snapshot taken"
 	saysInstall  = "restored snapshot"
+	saysMoved    = "replica moved"
 )
 
 func newJournal() *journal {

@@ -12,6 +12,7 @@ import (
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
+	"github.com/abacusdb/abacus/transport"
 )
 
 // nemesis breaks things. Each kind of fault has a loop of its own, with its own
@@ -32,7 +33,7 @@ func (n *nemesis) run() {
 		every time.Duration
 		fault func(rng *rand.Rand)
 	}{
-		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"late", f.Late, n.late}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members},
+		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"late", f.Late, n.late}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members}, {"wishes", f.Wishes, n.wish},
 	} {
 		if k.every < 0 {
 			continue
@@ -279,6 +280,9 @@ func (n *nemesis) members(rng *rand.Rand) {
 	next := m.Clone()
 	next.Epoch++
 	sh := &next.Shards[rng.IntN(len(next.Shards))]
+	if sh.Move != nil {
+		return
+	}
 	var free []sharding.NodeID
 	for _, nd := range next.Nodes {
 		if _, has := sh.On(nd.ID); !has {
@@ -303,6 +307,36 @@ func (n *nemesis) members(rng *rand.Rand) {
 	res, err := l.node.Exec(ctx, 0, []command.Command{cmd})
 	if err == nil && res[0].Kind != command.KindError {
 		n.count(func(r *Report) { r.Members++ })
+	}
+}
+
+// wish says something that an administrator might, to any node. What is refused is as good: most is, for what was said before.
+func (n *nemesis) wish(rng *rand.Rand) {
+	up := n.c.up()
+	if len(up) == 0 {
+		return
+	}
+	l := up[rng.IntN(len(up))].life.Load()
+	if l == nil {
+		return
+	}
+	one := func() string { return n.c.members[rng.IntN(len(n.c.members))].id }
+	shard := strconv.Itoa(rng.IntN(n.c.opt.Shards))
+	words := [][]string{
+		{"node", "drain", one()}, {"node", "drain", one()}, {"node", "drain", one(), one()}, {"node", "cordon", one()},
+		{"node", "uncordon", one()}, {"node", "uncordon", one()}, {"node", "uncordon", one()},
+		{"shard", "move", shard, one(), one()}, {"shard", "move", shard, one(), one()}, {"shard", "move", shard, one(), one()},
+		{"shard", "pause", shard}, {"shard", "resume", shard}, {"shard", "cancel", shard},
+		{"rebalance", "once"}, {"rebalance", "always"}, {"rebalance", "stop"},
+	}[rng.IntN(16)]
+	ctx, cancel := context.WithTimeout(l.ctx, 3*time.Second)
+	defer cancel()
+	_, err := l.node.Admin(ctx, words)
+	switch code := transport.CodeOf(err); {
+	case err == nil:
+		n.count(func(r *Report) { r.Wishes++ })
+	case code == transport.CodeBadRequest:
+		n.c.fault("%v: %w", words, err)
 	}
 }
 

@@ -43,6 +43,9 @@ type Faults struct {
 	Move time.Duration
 	// Members changes the shard map: a replica more, or one fewer. Default 3 s.
 	Members time.Duration
+	// Wishes is what an administrator asks for: drain a node, cordon it, use it again, move a replica, pause that or take it
+	// back, rebalance. Default 1.5 s.
+	Wishes time.Duration
 }
 
 func orDefault[T comparable](v *T, d T) {
@@ -77,6 +80,7 @@ func (o Options) withDefaults(seed uint64) Options {
 	orDefault(&f.Slow, 2*time.Second)
 	orDefault(&f.Move, 3*time.Second)
 	orDefault(&f.Members, 3*time.Second)
+	orDefault(&f.Wishes, 1500*time.Millisecond)
 	return o
 }
 
@@ -94,6 +98,8 @@ type Report struct {
 	Slow      int    // delays, losses, pauses, slow disks
 	Moves     int    // transfers of leadership asked for
 	Members   int    // changes of the shard map
+	Wishes    int    // of an administrator, taken down
+	Moved     int    // replicas that have gone to another node
 	Cut, Lost uint64 // messages swallowed by cuts, and by chance
 	Installs  int    // snapshots that a replica took
 	Snapshots int    // logs cut
@@ -115,6 +121,8 @@ func (r *Report) Add(o Report) {
 	r.Slow += o.Slow
 	r.Moves += o.Moves
 	r.Members += o.Members
+	r.Wishes += o.Wishes
+	r.Moved += o.Moved
 	r.Lost += o.Lost
 	r.Cut += o.Cut
 	r.Installs += o.Installs
@@ -125,8 +133,8 @@ func (r *Report) Add(o Report) {
 
 func (r Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "simulated %v in %v: ops %d ok %d failed %d uncertain; %d crashes, %d cuts (%d idle, %d swallowed), %d slow (%d lost), %d transfers, %d member changes; ",
-		r.Simulated.Round(time.Second), r.Wall.Round(10*time.Millisecond), r.OK, r.Failed, r.Uncertain, r.Crashes, r.Cuts, r.IdleCuts, r.Cut, r.Slow, r.Lost, r.Moves, r.Members)
+	fmt.Fprintf(&b, "simulated %v in %v: ops %d ok %d failed %d uncertain; %d crashes, %d cuts (%d idle, %d swallowed), %d slow (%d lost), %d transfers, %d member changes, %d wishes, %d replicas moved; ",
+		r.Simulated.Round(time.Second), r.Wall.Round(10*time.Millisecond), r.OK, r.Failed, r.Uncertain, r.Crashes, r.Cuts, r.IdleCuts, r.Cut, r.Slow, r.Lost, r.Moves, r.Members, r.Wishes, r.Moved)
 	fmt.Fprintf(&b, "%d elections, %d snapshots, %d installs; %d keys checked", r.Elections, r.Snapshots, r.Installs, r.Keys)
 	return b.String()
 }

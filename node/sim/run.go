@@ -147,7 +147,7 @@ func (s *scenario) bubble() {
 	s.report = n.report
 	r := &s.report
 	r.OK, r.Failed, r.Uncertain = int(counts[workload.Answered].Load()), int(counts[workload.Failed].Load()), int(counts[workload.Uncertain].Load())
-	r.Elections, r.Snapshots, r.Installs = c.journal.count(saysLeading), c.journal.count(saysSnapshot), c.journal.count(saysInstall)
+	r.Elections, r.Snapshots, r.Installs, r.Moved = c.journal.count(saysLeading), c.journal.count(saysSnapshot), c.journal.count(saysInstall), c.journal.count(saysMoved)
 	r.Simulated = time.Since(began)
 	swallowed := c.net.Swallowed()
 	r.Cut, r.Lost = swallowed.Cut, swallowed.Lost
@@ -158,6 +158,9 @@ func (s *scenario) bubble() {
 func (s *scenario) finish(c *cluster, counts *[3]atomic.Int64) error {
 	if len(c.up()) < len(c.members) {
 		return errors.New("some nodes did not restart")
+	}
+	if err := until("nothing is wished any more", settle, c.release); err != nil {
+		return err
 	}
 	if err := until("the healed cluster is complete", settle, c.complete); err != nil {
 		return err

@@ -81,8 +81,8 @@ func TestSim(t *testing.T) {
 	for _, f := range faults {
 		t.Error(f)
 	}
-	if len(faults) == 0 && sum.Scenarios >= 10 && (sum.Members < sum.Scenarios || sum.Installs < sum.Scenarios || sum.Moves < sum.Scenarios) {
-		t.Error("too few member changes, installs or transfers: this shows too little")
+	if len(faults) == 0 && sum.Scenarios >= 10 && (sum.Members < sum.Scenarios || sum.Installs < sum.Scenarios || sum.Moves < sum.Scenarios || sum.Moved < sum.Scenarios) {
+		t.Error("too few member changes, installs, transfers or moves: this shows too little")
 	}
 	if len(faults) == 0 && ctx.Err() != nil {
 		t.Errorf("after %v there were %d operations, %d crashes and %d cuts, want %d, %d and %d", limit, sum.OK, sum.Crashes, sum.Cuts, ops, crashes, cuts)
