@@ -109,6 +109,16 @@ func newBed(ctx context.Context, cfg Config) (b *bed, err error) {
 	keep, stop := context.WithCancel(context.Background())
 	b.stop = stop
 	b.kept.Go(func() { b.keep(keep) })
+	if cfg.Nodes > cfg.Replicas { // those that joined last have nothing yet
+		if err := b.admin(ctx, "rebalance", "once"); err != nil {
+			return b, err
+		}
+		whole, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		if err := b.sound(whole); err != nil {
+			return b, err
+		}
+	}
 	return b, nil
 }
 

@@ -197,6 +197,9 @@ func (b *bed) unsound(ctx context.Context) string {
 		if len(s.Problems) > 0 {
 			return fmt.Sprintf("%s says: %s", n.ID(), strings.Join(s.Problems, "; "))
 		}
+		if why := busy(s); why != "" {
+			return fmt.Sprintf("%s says: %s", n.ID(), why)
+		}
 		for _, sh := range s.Shards {
 			voters := 0
 			for _, r := range sh.Replicas {

@@ -23,6 +23,8 @@ type kind struct {
 	// alone: nothing else is broken meanwhile. It takes away a node's data, and with more it could take a majority's; or it waits
 	// for the cluster to be well.
 	alone bool
+	// outer: others may come in the middle of it, and it in the middle of none, for it ends only when the cluster is whole.
+	outer bool
 	// root: it takes a network or a disk of our own.
 	root bool
 	// touches says what it breaks: two of the same at once would undo each other's work.
@@ -42,7 +44,10 @@ const (
 	leaders
 )
 
-func (k kind) goesWith(o kind) bool { return !k.alone && !o.alone && k.touches&o.touches == 0 }
+// goesWith says whether another may come in the middle of one.
+func (k kind) goesWith(o kind) bool {
+	return !k.alone && !o.alone && !o.outer && k.touches&o.touches == 0
+}
 
 // fault is something broken.
 type fault struct {
@@ -89,6 +94,9 @@ var kinds = []kind{
 	{name: "late answers and then alone", root: true, least: 3 * time.Second, most: 6 * time.Second, touches: links | clocks, bear: (*siege).lateThenAlone},
 	{name: "clock", least: 4 * time.Second, most: 10 * time.Second, touches: links | clocks, bear: (*siege).clock},
 	{name: "transfers", least: 4 * time.Second, most: 8 * time.Second, touches: leaders, bear: (*siege).transfers},
+	{name: "replicas on the move", least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).moves},
+	{name: "drained node", least: 3 * time.Second, most: 6 * time.Second, outer: true, bear: (*siege).drain},
+	{name: "node leaves and joins", alone: true, bear: (*siege).leaveAndJoin},
 	{name: "power cut of one", root: true, least: time.Second, most: 5 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(1) }},
 	{name: "power cut of all", root: true, least: time.Second, most: 3 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(s.b.nodes()) }},
 	{name: "power cut of a leader and another paused", root: true, least: 3 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).powerCutAndPause},

@@ -46,6 +46,9 @@ type Report struct {
 	// same from the beginning of faults that took away one node and no more.
 	Recovery Quantiles `json:"recovery"`
 	Outage   Quantiles `json:"outage"`
+	// Moved are replicas that have gone to another node, Joined are nodes that have come, those of the beginning among them.
+	Moved  int `json:"moved"`
+	Joined int `json:"joined"`
 	// Exits are processes that ended by themselves, as they are to when their disk fails.
 	Exits int `json:"exits"`
 	// Errors are what clients were told, and how often.
@@ -136,6 +139,8 @@ func (c *campaign) report() *Report {
 	r.Recovery, r.Outage = quantiles(recovery), quantiles(outage)
 	wrong, exits := c.bed.unexplained()
 	r.Exits = exits
+	start := make([]int64, c.cfg.Nodes)
+	r.Moved, r.Joined = c.bed.counted(movesSaid, start), c.bed.counted("msg=joined", start)
 	r.Violations = append(c.findings.Faults(), wrong...)
 	r.Shortcomings = c.shortcomings(r)
 	if len(r.Violations) > 0 {
@@ -188,8 +193,8 @@ func (r *Report) ByKind() map[string]int {
 // String is a line for a log, and more of what is wrong.
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "chaos: seed %d, %v, %d faults of %d kinds; %d operations answered, %d failed, %d uncertain; %.0f a second outside faults; %d keys and %d of %d jobs judged; served again: %v; one node less: %v; %d exits of nodes whose disk failed; %d violations",
-		r.Seed, r.Took.Round(time.Second), len(r.Events), len(r.ByKind()), r.Answered, r.Failed, r.Uncertain, r.QuietRate, r.Keys, r.JobsDone, r.Jobs, r.Recovery, r.Outage, r.Exits, len(r.Violations))
+	fmt.Fprintf(&b, "chaos: seed %d, %v, %d faults of %d kinds; %d operations answered, %d failed, %d uncertain; %.0f a second outside faults; %d keys and %d of %d jobs judged; served again: %v; one node less: %v; %d replicas moved, %d nodes joined; %d exits of nodes whose disk failed; %d violations",
+		r.Seed, r.Took.Round(time.Second), len(r.Events), len(r.ByKind()), r.Answered, r.Failed, r.Uncertain, r.QuietRate, r.Keys, r.JobsDone, r.Jobs, r.Recovery, r.Outage, r.Moved, r.Joined, r.Exits, len(r.Violations))
 	for _, v := range r.Violations {
 		fmt.Fprintf(&b, "\nVIOLATION: %s", v)
 	}

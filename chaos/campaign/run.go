@@ -25,8 +25,7 @@ type Config struct {
 	// Abacusd is the program, Env what it has in its environment beside ours.
 	Abacusd string
 	Env     []string
-	// Nodes (5, at least 3), Shards (16) and Replicas of the cluster (one on each node: replicas do not move to nodes that join
-	// a cluster which has enough).
+	// Nodes (5, at least 3), Shards (16) and Replicas of each shard (3).
 	Nodes, Shards, Replicas int
 	// Seed chooses faults and operations, not how they interleave.
 	Seed uint64
@@ -52,7 +51,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.Images, c.Dir)
 	orDefault(&c.Nodes, 5)
 	orDefault(&c.Shards, 16)
-	orDefault(&c.Replicas, c.Nodes)
+	orDefault(&c.Replicas, 3)
 	orDefault(&c.Duration, 5*time.Minute)
 	orDefault(&c.Clients, 20)
 	orDefault(&c.Think, 20*time.Millisecond)

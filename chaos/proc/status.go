@@ -13,14 +13,16 @@ import (
 // Status is what a node says about the cluster at /v1/status, as far as this package
 // and its users look.
 type Status struct {
-	ClusterID      string        `json:"cluster_id"`
-	Epoch          uint64        `json:"epoch"`
-	Node           string        `json:"node"`
-	ReplicasWanted int           `json:"replicas_wanted"`
-	Nodes          []NodeStatus  `json:"nodes"`
-	Shards         []ShardStatus `json:"shards"`
-	Healthy        bool          `json:"healthy"`
-	Problems       []string      `json:"problems"`
+	ClusterID      string `json:"cluster_id"`
+	Epoch          uint64 `json:"epoch"`
+	Node           string `json:"node"`
+	ReplicasWanted int    `json:"replicas_wanted"`
+	// Balance is when replicas are moved for evenness: once, always, or only when somebody says so.
+	Balance  string        `json:"balance"`
+	Nodes    []NodeStatus  `json:"nodes"`
+	Shards   []ShardStatus `json:"shards"`
+	Healthy  bool          `json:"healthy"`
+	Problems []string      `json:"problems"`
 	// Notes are worth knowing and nothing is sick.
 	Notes []string `json:"notes"`
 }
@@ -33,6 +35,7 @@ type NodeStatus struct {
 	UptimeMS int64  `json:"uptime_ms"`
 	Leads    int    `json:"leads"`
 	Replicas int    `json:"replicas"`
+	Draining bool   `json:"draining"`
 }
 
 // ShardStatus is one shard.
@@ -45,6 +48,15 @@ type ShardStatus struct {
 	Replicas []ReplicaStatus `json:"replicas"`
 	Healthy  bool            `json:"healthy"`
 	Problem  string          `json:"problem"`
+	// Move is a replica on its way, nil if there is none.
+	Move *MoveStatus `json:"move"`
+}
+
+// MoveStatus is a replica on its way to another node.
+type MoveStatus struct {
+	From  string `json:"from"`
+	To    string `json:"to"`
+	State string `json:"state"`
 }
 
 // ReplicaStatus is one replica of a shard. State is leader, follower, learner,
