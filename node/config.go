@@ -45,8 +45,11 @@ type Config struct {
 	// nodes enough, 1-9 (default 3). Odd numbers survive most for what they cost.
 	Replicas int
 	// Join lists peer addresses of members, any of which lets this node in.
-	// Ignored once the data directory belongs to a cluster.
+	// Once the data directory belongs to a cluster, they are where to look for nodes that are not where they were. A name stands for all
+	// addresses that it has.
 	Join []string
+	// JoinFile is a file with more of them, one to a line, read whenever they are asked.
+	JoinFile string
 
 	// Transport, if it is set, carries the calls between nodes in place of PeerAddr,
 	// and the node listens nowhere: it is reached through Exec. Its address is its
@@ -137,6 +140,9 @@ func DefaultConfig() Config {
 	}
 }
 
+// joins says that the node is to join a cluster.
+func (c *Config) joins() bool { return len(c.Join) > 0 || c.JoinFile != "" }
+
 // joinsItself says that there is nobody in Join but this node.
 func (c *Config) joinsItself() bool {
 	for _, j := range c.Join {
@@ -144,7 +150,7 @@ func (c *Config) joinsItself() bool {
 			return false
 		}
 	}
-	return len(c.Join) > 0
+	return len(c.Join) > 0 && c.JoinFile == ""
 }
 
 // minCopyRate is the least that a copy arrives with, before anybody's patience ends.
@@ -163,7 +169,7 @@ func (c *Config) Validate() error {
 	if c.Transport == nil {
 		c.validateAddrs(fault)
 	}
-	if c.Bootstrap && len(c.Join) > 0 {
+	if c.Bootstrap && c.joins() {
 		fault("--bootstrap and --join exclude each other: the first node of a cluster bootstraps, the others join it")
 	}
 	if c.Shards < 1 || c.Shards > 256 {
@@ -239,6 +245,11 @@ func (c *Config) validateAddrs(fault func(format string, args ...any)) {
 		}
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			fault("%s %q: want host:port", a.flag, a.addr)
+		}
+	}
+	if c.JoinFile != "" {
+		if _, err := readSeeds(c.JoinFile); err != nil {
+			fault("%w", err)
 		}
 	}
 	for _, j := range c.Join {

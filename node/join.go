@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -64,8 +65,8 @@ func (n *Node) join(ctx context.Context) error {
 	said := map[string]string{} // by seed: what was logged last, and
 	var since time.Time         // when anything was
 	for {
-		var last error
-		for _, seed := range n.cfg.Join {
+		last := errors.New("there is nobody but this node itself")
+		for _, seed := range n.seeds(ctx) {
 			m, err := n.askToJoin(ctx, seed)
 			if err == nil {
 				if err := n.dir.saveMap(m); err != nil {
@@ -91,7 +92,7 @@ func (n *Node) join(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("no member of a cluster at %v let node %s in within %s (last answer: %w); is --join the peer address of a running node?",
-				n.cfg.Join, n.cfg.ID, joinTimeout, last)
+				n.seedNames(), n.cfg.ID, joinTimeout, last)
 		case <-time.After(joinRetry):
 		}
 	}
@@ -126,8 +127,8 @@ func (n *Node) runAnnounce(ctx context.Context) error {
 		hope := false // that one of our own answers, now or later
 		var addrs []string
 		for _, m := range n.Router().Map().Nodes {
-			if m.ID != n.cfg.ID {
-				addrs = append(addrs, m.Addrs.Peer)
+			if addr, err := n.resolve(m.ID); m.ID != n.cfg.ID && err == nil {
+				addrs = append(addrs, addr)
 			}
 		}
 		addrs = append(addrs, n.self().Addrs.Peer) // alone, or leading shard 0
@@ -352,6 +353,7 @@ func (n *Node) offerMap(m sharding.Map) {
 			return
 		}
 		if n.router.CompareAndSwap(old, sharding.NewRouter(m)) {
+			n.peers.moved(old.Map(), m)
 			break
 		}
 	}

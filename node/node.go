@@ -6,6 +6,7 @@
 // Its loops, each with the state it owns:
 //
 //	runExchange    what the peers said last (peers)
+//	runFind        where nodes are that the map has elsewhere (peers)
 //	runReconcile   the replicas open here (host) and the cached map
 //	runRepair      replicas here whose files are damaged
 //	runAnnounce    until the cluster knows this process
@@ -115,7 +116,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.joinsItself() && !isMember(cfg.DataDir) {
 		return nil, fmt.Errorf("--join %s is this node itself, and data directory %s is empty: name the peer address of another member", cfg.Join[0], cfg.DataDir)
 	}
-	if !cfg.Bootstrap && len(cfg.Join) == 0 && !isMember(cfg.DataDir) {
+	if !cfg.Bootstrap && !cfg.joins() && !isMember(cfg.DataDir) {
 		return nil, fmt.Errorf("data directory %s is empty: start the first node of a cluster with --bootstrap, any other with --join HOST:PORT (the peer address of a member)", cfg.DataDir)
 	}
 	// All ports before anything durable: a port in use is the commonest mistake.
@@ -177,6 +178,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.run(n.runExchange)
+	if cfg.joins() {
+		n.run(n.runFind)
+	}
 	n.run(n.runScrub)
 	n.reconciling.Add(1)
 	n.run(func(ctx context.Context) error { defer n.reconciling.Done(); return n.runReconcile(ctx) })
@@ -206,8 +210,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 // new one, or of the one that it is told to join.
 func (n *Node) enter(ctx context.Context) error {
 	if id := n.dir.ident(); id.ClusterID != "" {
-		if n.cfg.Bootstrap || len(n.cfg.Join) > 0 {
-			n.log.Info("data directory belongs to a cluster: --bootstrap, --shards, --replicas and --join are ignored", "cluster", id.ClusterID)
+		if n.cfg.Bootstrap {
+			n.log.Info("data directory belongs to a cluster: --bootstrap, --shards and --replicas are ignored", "cluster", id.ClusterID)
 		}
 		m, ok, err := n.dir.loadMap()
 		if err != nil {
@@ -229,7 +233,7 @@ func (n *Node) enter(ctx context.Context) error {
 	switch {
 	case n.cfg.Bootstrap:
 		return n.bootstrap()
-	case len(n.cfg.Join) > 0:
+	case n.cfg.joins():
 		return n.join(ctx)
 	}
 	return fmt.Errorf("data directory %s was never let into a cluster: say --join again", n.dir.path)
@@ -341,15 +345,6 @@ func (n *Node) Replica(shard sharding.ShardID) *store.Store { return n.host.get(
 // self is this node as the map knows it.
 func (n *Node) self() sharding.Node {
 	return sharding.Node{ID: n.cfg.ID, Addrs: n.addrs, Instance: n.dir.ident().Instance, Zone: n.cfg.Zone}
-}
-
-// resolve says where a node's peer port is.
-func (n *Node) resolve(id string) (string, error) {
-	m, ok := n.Router().Map().Node(id)
-	if !ok {
-		return "", transport.Errorf(transport.CodeUnavailable, "node %s is not in the shard map", id)
-	}
-	return m.Addrs.Peer, nil
 }
 
 // handle registers the calls that this node answers.

@@ -36,6 +36,9 @@ type peerStatus struct {
 	Epoch        uint64 `json:"epoch"`
 	UptimeMillis int64  `json:"uptime_ms"`
 	Stopping     bool   `json:"stopping,omitempty"`
+	// Addr is where the node's peer port is now. Found are nodes that it has heard of elsewhere than the map says.
+	Addr  string                    `json:"addr,omitempty"`
+	Found map[sharding.NodeID]found `json:"found,omitempty"`
 	// DiskFree is in bytes. DiskLow: do not make this node a leader; DiskFull: it takes
 	// no more data.
 	DiskFree uint64 `json:"disk_free"`
@@ -79,6 +82,7 @@ type replicaStatus struct {
 type peers struct {
 	mu    sync.RWMutex
 	table map[sharding.NodeID]peer
+	where map[sharding.NodeID]whereabouts // under mu
 	// claims are who says that he leads a shard, by shard: each command asks for them. Made anew with each word.
 	claims atomic.Pointer[map[sharding.ShardID][]claim]
 	// listening is since when this process asks and hears without a gap: after a start, or a time in which it stood still, who has
@@ -99,7 +103,9 @@ type peer struct {
 	again  bool      // there was news meanwhile
 }
 
-func newPeers() *peers { return &peers{table: map[sharding.NodeID]peer{}} }
+func newPeers() *peers {
+	return &peers{table: map[sharding.NodeID]peer{}, where: map[sharding.NodeID]whereabouts{}}
+}
 
 // hear notes a peer's status.
 func (p *peers) hear(s peerStatus) {
@@ -108,6 +114,7 @@ func (p *peers) hear(s peerStatus) {
 	e := p.table[s.Node]
 	e.status, e.heard = s, time.Now()
 	p.table[s.Node] = e
+	p.noteLocked(s.Node, s.Addr, e.heard)
 	claims := make(map[sharding.ShardID][]claim)
 	for id, e := range p.table {
 		for _, r := range e.status.Replicas {
@@ -273,6 +280,7 @@ func (n *Node) exchange(ctx context.Context, id sharding.NodeID) {
 		return
 	}
 	n.peers.hear(s)
+	n.learn(s)
 	if s.Epoch <= n.Router().Map().Epoch {
 		return
 	}
@@ -291,14 +299,21 @@ func (n *Node) exchange(ctx context.Context, id sharding.NodeID) {
 
 // handleStatus is the other end of exchange.
 func (n *Node) handleStatus(_ context.Context, from string, req []byte) ([]byte, error) {
-	if len(req) > 0 && from != "" {
+	if len(req) > 0 {
 		s, err := decodeStatus(req)
 		if err != nil {
 			return nil, transport.Errorf(transport.CodeBadRequest, "status: %v", err)
 		}
-		if s.Node == from {
+		switch {
+		case from == "": // it looks for us, and does not know who we are
+			if _, ours := n.Router().Map().Node(s.Node); ours {
+				n.peers.note(s.Node, s.Addr, time.Now())
+				n.tell() // and look for it, too
+			}
+		case s.Node == from:
 			n.peers.hear(s)
 		}
+		n.learn(s)
 	}
 	return n.statusJSON(), nil
 }
@@ -321,6 +336,7 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 func (n *Node) status() peerStatus {
 	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
 		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: n.repairs.status()}
+	s.Addr, s.Found = n.addrs.Peer, n.peers.found(n.Router().Map(), time.Now())
 	disk := n.space.now.Load()
 	s.DiskFree, s.DiskLow, s.DiskFull = disk.free, disk.low, disk.full
 	for _, st := range n.host.all() {
