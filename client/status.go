@@ -93,7 +93,7 @@ type PlannedMove struct {
 }
 
 // Admin changes nodes and moves replicas: node cordon|uncordon|drain|remove NODE, drain NODE SUCCESSOR, shard move SHARD FROM TO, shard
-// cancel|pause|resume SHARD, rebalance plan|once|always|stop. It returns the node's answer, JSON. What it begins goes on by itself, and shows in Status;
+// cancel|pause|resume SHARD, rebalance plan|once|always|stop, upgrade. It returns the node's answer, JSON. What it begins goes on by itself, and shows in Status;
 // said twice, each is as if said once. A *ServerError says why it is refused.
 func (c *Client) Admin(ctx context.Context, words ...string) ([]byte, error) {
 	cmd := Command(append([]string{"ABACUS.ADMIN"}, words...)...)

@@ -54,6 +54,9 @@ var verbs = []verb{
 	}},
 	{words: []string{"shard", "pause"}, args: "SHARD", least: 1, most: 1, run: pauseMove(true)},
 	{words: []string{"shard", "resume"}, args: "SHARD", least: 1, most: 1, run: pauseMove(false)},
+	{words: []string{"upgrade"}, run: func(n *Node, ctx context.Context, _ []string) (any, error) {
+		return n.change(ctx, func(m sharding.Map) (sharding.Map, bool, error) { return sharding.RaiseLevel(m, n.levelOf) })
+	}},
 	{words: []string{"rebalance", "plan"}, run: func(n *Node, ctx context.Context, _ []string) (any, error) { return n.planBalance(ctx) }},
 	{words: []string{"rebalance", "once"}, run: setBalance(sharding.BalanceOnce)},
 	{words: []string{"rebalance", "always"}, run: setBalance(sharding.BalanceAlways)},
@@ -109,6 +112,18 @@ func (n *Node) changeShard(ctx context.Context, number string, decide func(shard
 		}
 		return decide(m, sh)
 	})
+}
+
+// levelOf is the feature level that a node understands, -1 if it does not answer.
+func (n *Node) levelOf(id sharding.NodeID) int {
+	if id == n.cfg.ID {
+		return sharding.Level
+	}
+	said, alive := n.peers.get(id)
+	if !alive {
+		return -1
+	}
+	return said.Level
 }
 
 // decideRemove takes a node out that holds nothing any more, neither in the map nor in a group nor on its disk.

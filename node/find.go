@@ -139,7 +139,11 @@ func (n *Node) askSeeds(ctx context.Context) {
 	defer cancel()
 	var calls sync.WaitGroup
 	defer calls.Wait()
+	there := n.aliveAt()
 	for _, seed := range n.seeds(ctx) {
+		if there[seed] { // it is told in the exchange, and passes on
+			continue
+		}
 		calls.Go(func() {
 			raw, err := n.transport.CallAddr(ctx, seed, transport.MethodStatus, n.statusJSON())
 			if err != nil {
@@ -156,6 +160,19 @@ func (n *Node) askSeeds(ctx context.Context) {
 			}
 		})
 	}
+}
+
+// aliveAt are the addresses of nodes that answer.
+func (n *Node) aliveAt() map[string]bool {
+	there := map[string]bool{}
+	for _, nd := range n.Router().Map().Nodes {
+		if _, alive := n.peers.get(nd.ID); alive {
+			if addr, err := n.resolve(nd.ID); err == nil {
+				there[addr] = true
+			}
+		}
+	}
+	return there
 }
 
 // seeds are the addresses to ask: those given, those in the file, and for a name each address that it has now; without our own.

@@ -37,6 +37,8 @@ type joinRequest struct {
 	Boot string `json:"boot"`
 	// Forwarded is set on the way to shard 0's leader, so that nobody forwards twice.
 	Forwarded bool `json:"forwarded,omitempty"`
+	// Level is the highest feature level that the node understands.
+	Level int `json:"level,omitempty"`
 	// Lost asks for another replica in the place of one whose log is lost.
 	Lost *lostReplica `json:"lost,omitempty"`
 }
@@ -101,7 +103,7 @@ func (n *Node) join(ctx context.Context) error {
 func (n *Node) askToJoin(ctx context.Context, addr string) (sharding.Map, error) {
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
-	req, err := encodeWire(joinRequest{Node: n.self(), ClusterID: n.dir.ident().ClusterID, Boot: n.boot})
+	req, err := encodeWire(joinRequest{Node: n.self(), ClusterID: n.dir.ident().ClusterID, Boot: n.boot, Level: sharding.Level})
 	if err != nil {
 		return sharding.Map{}, err
 	}
@@ -116,11 +118,39 @@ func (n *Node) askToJoin(ctx context.Context, addr string) (sharding.Map, error)
 // answers at our peers' addresses before this node gives up.
 const foreignFor = 5 * time.Second
 
-// runAnnounce tells a cluster that this node knows already where it is now. It
-// goes on until somebody has taken note: after all nodes were stopped the first
+// announceEvery is how often to look whether the map has this node as it is.
+const announceEvery = time.Second
+
+// runAnnounce tells a cluster that this node knows already where it is now, and again whenever the map says otherwise. It
+// fails as announce does.
+func (n *Node) runAnnounce(ctx context.Context, known bool) error {
+	tick := time.NewTicker(announceEvery)
+	defer tick.Stop()
+	for {
+		if known || n.misplaced() {
+			if err := n.announce(ctx); err != nil {
+				return err
+			}
+			known = false
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// misplaced says that the map has this node otherwise than it is, in what it can store.
+func (n *Node) misplaced() bool {
+	_, changed := sharding.UpdateNode(n.Router().Map(), n.self())
+	return changed
+}
+
+// announce goes on until somebody has taken note: after all nodes were stopped the first
 // ones up must wait for a majority. It fails if the cluster says that another
 // process is this node, or if another cluster has taken the place of ours.
-func (n *Node) runAnnounce(ctx context.Context) error {
+func (n *Node) announce(ctx context.Context) error {
 	var foreign time.Time // since when only strangers answer
 	for warned := time.Now(); ; {
 		var stranger error
@@ -184,7 +214,7 @@ func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, er
 	if req.ClusterID != "" && req.ClusterID != have {
 		return nil, transport.Errorf(transport.CodeRefused, "its data directory belongs to cluster %s, this is cluster %s: start it with an empty --data-dir to let it join here", req.ClusterID, have)
 	}
-	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Forwarded: true, Lost: req.Lost})
+	forward, err := encodeWire(joinRequest{Node: req.Node, ClusterID: req.ClusterID, Boot: req.Boot, Level: req.Level, Forwarded: true, Lost: req.Lost})
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +257,9 @@ func (n *Node) admit(ctx context.Context, req joinRequest) ([]byte, error) {
 // decideJoin works out the map with the node in it. It refuses a node whose id
 // belongs to a running process, or to another data directory that cannot be done without.
 func (n *Node) decideJoin(ctx context.Context, m sharding.Map, req joinRequest) (next sharding.Map, changed bool, err error) {
+	if req.Level < m.Level {
+		return m, false, transport.Errorf(transport.CodeRefused, "node %s understands feature level %d, and the cluster is at level %d: start it with a newer abacusd", req.Node.ID, req.Level, m.Level)
+	}
 	known, in := m.Node(req.Node.ID)
 	if !in {
 		if req.ClusterID != "" {

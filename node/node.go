@@ -9,7 +9,7 @@
 //	runFind        where nodes are that the map has elsewhere (peers)
 //	runReconcile   the replicas open here (host) and the cached map
 //	runRepair      replicas here whose files are damaged
-//	runAnnounce    until the cluster knows this process
+//	runAnnounce    nothing: it tells the cluster where this node is, until that is in the map
 //	runFound       until a bootstrap is complete
 //	runSpace       what the disk has left (space)
 //	runScrub       nothing: it reads
@@ -188,9 +188,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if n.dir.ident().Founding {
 		n.run(n.runFound)
 	}
-	if known {
-		n.run(n.runAnnounce)
-	}
+	n.run(func(ctx context.Context) error { return n.runAnnounce(ctx, known) })
 	if len(listeners) == 0 {
 		return n, nil
 	}

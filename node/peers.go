@@ -31,8 +31,10 @@ const (
 type peerStatus struct {
 	Node sharding.NodeID `json:"node"`
 	// Boot is a random name of the process: two processes under one node id differ.
-	Boot         string `json:"boot"`
-	Version      string `json:"version"`
+	Boot    string `json:"boot"`
+	Version string `json:"version"`
+	// Level is the highest feature level that the node understands.
+	Level        int    `json:"level,omitempty"`
 	Epoch        uint64 `json:"epoch"`
 	UptimeMillis int64  `json:"uptime_ms"`
 	Stopping     bool   `json:"stopping,omitempty"`
@@ -334,7 +336,7 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 
 // status is what this node tells its peers.
 func (n *Node) status() peerStatus {
-	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Epoch: n.Router().Map().Epoch,
+	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Level: sharding.Level, Epoch: n.Router().Map().Epoch,
 		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: n.repairs.status()}
 	s.Addr, s.Found = n.addrs.Peer, n.peers.found(n.Router().Map(), time.Now())
 	disk := n.space.now.Load()

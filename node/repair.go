@@ -255,7 +255,7 @@ func (n *Node) replace(ctx context.Context, e repair) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
-	req, err := encodeWire(joinRequest{Node: n.self(), ClusterID: n.dir.ident().ClusterID, Boot: n.boot, Lost: &lostReplica{e.shard, e.replica}})
+	req, err := encodeWire(joinRequest{Node: n.self(), ClusterID: n.dir.ident().ClusterID, Boot: n.boot, Level: sharding.Level, Lost: &lostReplica{e.shard, e.replica}})
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ type clusterStatus struct {
 	Epoch          uint64          `json:"epoch"`
 	Node           sharding.NodeID `json:"node"`
 	ReplicasWanted int             `json:"replicas_wanted"`
+	// Level is the cluster's feature level.
+	Level int `json:"level"`
 	// Balance is when replicas are moved for evenness alone: once (it is being done), always, or only when somebody says so.
 	Balance  sharding.Balance `json:"balance,omitempty"`
 	Nodes    []nodeView       `json:"nodes"`
@@ -103,7 +105,7 @@ func (n *Node) clusterStatus() clusterStatus {
 			said[nd.ID], alive[nd.ID] = n.peers.get(nd.ID)
 		}
 	}
-	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Balance: m.Balance, Problems: []string{}, Notes: []string{},
+	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Level: m.Level, Balance: m.Balance, Problems: []string{}, Notes: []string{},
 		Nodes: []nodeView{}, Shards: []shardView{}}
 	for _, nd := range m.Nodes {
 		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis,
@@ -136,6 +138,9 @@ func (n *Node) clusterStatus() clusterStatus {
 		s.Notes = append(s.Notes, note)
 	}
 	s.Notes = append(s.Notes, n.drainNotes(m)...)
+	if m.Level < sharding.Level {
+		s.Notes = append(s.Notes, fmt.Sprintf("the cluster is at feature level %d and may go back to an older version; once all its nodes run this one, raise it to %d with abacus upgrade", m.Level, sharding.Level))
+	}
 	return s
 }
 

@@ -34,6 +34,7 @@ func NewMap(clusterID string, first Node, shards, replicasWanted int) (Map, erro
 		ClusterID:      clusterID,
 		Epoch:          1,
 		ReplicasWanted: replicasWanted,
+		Level:          Level,
 		Nodes:          []Node{first},
 		Shards:         make([]Shard, shards),
 	}
@@ -165,6 +166,9 @@ func (m Map) Validate() error {
 	if m.Epoch == 0 {
 		f.add("epoch 0: the first is 1")
 	}
+	if m.Level < LevelFirst || m.Level > Level {
+		f.add("feature level %d: this build understands %d to %d", m.Level, LevelFirst, Level)
+	}
 	if m.ReplicasWanted < 1 || m.ReplicasWanted > MaxReplicas {
 		f.add("%d replicas wanted: must be 1 to %d", m.ReplicasWanted, MaxReplicas)
 	}
@@ -288,6 +292,12 @@ func ValidateTransition(old, new Map) error {
 		return err
 	}
 	var f faults
+	if needs := new.needs(); needs > new.Level {
+		return &LevelError{Has: new.Level, Needs: needs}
+	}
+	if new.Level < old.Level {
+		f.add("feature level %d becomes %d: it never falls", old.Level, new.Level)
+	}
 	if new.ClusterID != old.ClusterID {
 		f.add("cluster id %q becomes %q: it never changes", old.ClusterID, new.ClusterID)
 	}

@@ -285,9 +285,11 @@ func TestEncodeRoundTrip(t *testing.T) {
 	}
 }
 
-// The format is stored in shard 0 and read by later releases.
+// The format is stored in shard 0 and read by later releases, and by v0.4.0 as long as the cluster is at its feature level: that refuses
+// fields that it does not know.
 func TestEncodeGolden(t *testing.T) {
 	m := cluster(t, 2, 2, 3)
+	m.Level = LevelFirst
 	const want = "\x01" + `{"cluster_id":"c1","epoch":2,"replicas_wanted":3,"nodes":[` +
 		`{"id":"n1","addrs":{"peer":"n1:7501","client":"n1:7401","cluster":"n1:7701","http":"n1:7601"},"instance":"dir-n1"},` +
 		`{"id":"n2","addrs":{"peer":"n2:7501","client":"n2:7401","cluster":"n2:7701","http":"n2:7601"},"instance":"dir-n2"}],` +
@@ -295,6 +297,72 @@ func TestEncodeGolden(t *testing.T) {
 		`{"id":1,"slots":[{"from":8192,"to":16383}],"replicas":[{"id":"n1.1","node":"n1"},{"id":"n2.2","node":"n2"}]}]}`
 	if got := string(m.Encode()); got != want {
 		t.Fatalf("got  %s\nwant %s", got, want)
+	}
+	m = must(t)(RaiseLevel(m, func(NodeID) int { return LevelMoves }))
+	m = must(t)(SetBalance(m, BalanceAlways))
+	zoned := node("n3")
+	zoned.Zone = "a"
+	m, _ = PlanJoin(m, zoned)
+	m = must(t)(CordonNode(m, "n2"))
+	m = edit(m, "n1", func(n *Node) { n.Draining, n.Successor = true, "n3" })
+	m.Shards[0].Replicas = m.Shards[0].Replicas[:2]
+	var err error
+	if m, err = StartMove(m, 0, "n1.1", "n3"); err != nil {
+		t.Fatal(err)
+	}
+	const moved = "\x01" + `{"cluster_id":"c1","epoch":7,"replicas_wanted":3,"level":1,"balance":"always","nodes":[` +
+		`{"id":"n1","addrs":{"peer":"n1:7501","client":"n1:7401","cluster":"n1:7701","http":"n1:7601"},"instance":"dir-n1","draining":true,"successor":"n3"},` +
+		`{"id":"n2","addrs":{"peer":"n2:7501","client":"n2:7401","cluster":"n2:7701","http":"n2:7601"},"instance":"dir-n2","cordoned":true},` +
+		`{"id":"n3","addrs":{"peer":"n3:7501","client":"n3:7401","cluster":"n3:7701","http":"n3:7601"},"instance":"dir-n3","zone":"a"}],` +
+		`"shards":[{"id":0,"slots":[{"from":0,"to":8191}],"replicas":[{"id":"n1.1","node":"n1"},{"id":"n2.2","node":"n2"},{"id":"n3.7","node":"n3"}],"move":{"from":"n1.1","to":"n3.7"}},` +
+		`{"id":1,"slots":[{"from":8192,"to":16383}],"replicas":[{"id":"n1.1","node":"n1"},{"id":"n2.2","node":"n2"},{"id":"n3.5","node":"n3"}]}]}`
+	if got := string(m.Encode()); got != moved {
+		t.Fatalf("got  %s\nwant %s", got, moved)
+	}
+}
+
+// At the first level nothing comes into the map that v0.4.0 does not understand; the level rises when all nodes do, and never falls.
+func TestLevels(t *testing.T) {
+	m := cluster(t, 4, 2, 3)
+	m.Level = LevelFirst
+	for name, change := range map[string]func() (Map, bool, error){
+		"cordon":  func() (Map, bool, error) { return CordonNode(m, "n1") },
+		"drain":   func() (Map, bool, error) { return DrainNode(m, "n1", "", anyNode) },
+		"balance": func() (Map, bool, error) { return SetBalance(m, BalanceOnce) },
+		"move":    func() (Map, bool, error) { next, err := StartMove(m, 0, "n1.1", "n4"); return next, true, err },
+	} {
+		var low *LevelError
+		if _, _, err := change(); !errors.As(err, &low) || low.Needs != LevelMoves {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	zoned := node("n5")
+	zoned.Zone = "a"
+	next, err := PlanJoin(m, zoned)
+	if n, _ := next.Node("n5"); err != nil || n.Zone != "" {
+		t.Errorf("%+v, %v", n, err)
+	}
+	for _, level := range []int{-1, LevelFirst} {
+		if _, _, err := RaiseLevel(m, func(n NodeID) int {
+			if n == "n3" {
+				return level
+			}
+			return Level
+		}); err == nil || !strings.Contains(err.Error(), "n3") {
+			t.Errorf("raised with a node at %d: %v", level, err)
+		}
+	}
+	up := must(t)(RaiseLevel(m, func(NodeID) int { return Level + 1 }))
+	unchanged(t, up)(RaiseLevel(up, func(NodeID) int { return -1 }))
+	down := up.Clone()
+	down.Epoch++
+	down.Level = LevelFirst
+	if err := ValidateTransition(up, down); err == nil {
+		t.Error("the level fell")
+	}
+	// What a node says of itself is stored as soon as it can be.
+	if next, changed := UpdateNode(up, Node{ID: "n1", Instance: "dir-n1", Addrs: node("n1").Addrs, Zone: "a"}); !changed || next.Nodes[0].Zone != "a" {
+		t.Errorf("%+v", next.Nodes[0])
 	}
 }
 

@@ -18,6 +18,7 @@ func PlanJoin(m Map, n Node) (Map, error) {
 	}
 	next := m.Clone()
 	next.Epoch++
+	n.fit(m)
 	next.Nodes = append(next.Nodes, n)
 	slices.SortFunc(next.Nodes, func(a, b Node) int { return strings.Compare(a.ID, b.ID) })
 	all := func(NodeID) bool { return true }
@@ -65,6 +66,7 @@ func grow(m *Map, may Candidate, ready func(Shard) bool) bool {
 // if the node is unknown, is another that goes by the same id, or nothing changed.
 func UpdateNode(m Map, n Node) (Map, bool) {
 	was, ok := m.Node(n.ID)
+	n.fit(m)
 	n.keepMarks(was) // not for the node to say
 	if !ok || was == n || was.Instance != n.Instance {
 		return m, false

@@ -31,6 +31,7 @@ func PlanReturn(m Map, n Node) (Map, error) {
 	known := false
 	for i := range next.Nodes {
 		if next.Nodes[i].ID == n.ID {
+			n.fit(m)
 			n.keepMarks(next.Nodes[i])
 			next.Nodes[i], known = n, true
 		}

@@ -75,8 +75,10 @@ type Map struct {
 	ClusterID string `json:"cluster_id"`
 	Epoch     uint64 `json:"epoch"`
 	// ReplicasWanted is how many replicas a shard should have once there are nodes enough.
-	ReplicasWanted int     `json:"replicas_wanted"`
-	Balance        Balance `json:"balance,omitempty"`
-	Nodes          []Node  `json:"nodes"`
-	Shards         []Shard `json:"shards"`
+	ReplicasWanted int `json:"replicas_wanted"`
+	// Level is which features the cluster's log and map may make use of: all its nodes understand them. It only rises.
+	Level   int     `json:"level,omitempty"`
+	Balance Balance `json:"balance,omitempty"`
+	Nodes   []Node  `json:"nodes"`
+	Shards  []Shard `json:"shards"`
 }

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +23,9 @@ type Node struct {
 	N int
 
 	// Guarded by c.mu, and set only in the process that started the node:
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when the process has ended and was waited for
+	cmd     *exec.Cmd
+	exited  chan struct{} // closed when the process has ended and was waited for
+	program string        // see UseProgram
 }
 
 // Addrs are the four addresses of a node.
@@ -47,11 +49,14 @@ func (n *Node) DataDir() string { return n.c.fixed.Nodes[n.N-1].DataDir }
 // LogPath is the file that its standard output and error go to, over all its runs.
 func (n *Node) LogPath() string { return filepath.Join(n.c.dir, n.ID()+".log") }
 
+// UseProgram has this handle start the node with another program than the cluster's, for tests of upgrades.
+func (n *Node) UseProgram(path string) { n.program = path }
+
 // CommandLine is what Start runs, on the node's host if it has one, program first.
 func (n *Node) CommandLine() []string {
 	a := n.Addrs()
 	st := n.c.fixed
-	args := []string{st.Abacusd, "--id", n.ID(), "--data-dir", n.DataDir(),
+	args := []string{cmp.Or(n.program, st.Abacusd), "--id", n.ID(), "--data-dir", n.DataDir(),
 		"--client-addr", a.Client, "--peer-addr", a.Peer, "--http-addr", a.HTTP, "--cluster-addr", a.Cluster}
 	if n.founds() {
 		args = append(args, "--bootstrap", "--shards", strconv.Itoa(st.Shards), "--replicas", strconv.Itoa(st.Replicas))

@@ -131,7 +131,7 @@ text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 	}
 	group("keys", newGetCommand(a), newPutCommand(a), newDelCommand(a), newIncrCommand(a), newCASCommand(a), newScanCommand(a), newImportCommand(a), newExportCommand(a))
 	group("jobs", newJobCommand(a))
-	group("cluster", newStatusCommand(a), newNodeCommand(a), newShardCommand(a), newRebalanceCommand(a), newBenchCommand(a), newDevCommand())
+	group("cluster", newStatusCommand(a), newNodeCommand(a), newShardCommand(a), newRebalanceCommand(a), newUpgradeCommand(a), newBenchCommand(a), newDevCommand())
 	root.AddCommand(newVersionCommand(a))
 	completeValues(root)
 	return root

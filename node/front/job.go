@@ -23,7 +23,7 @@ func jobCommands() []*spec {
 		cmd("job.cancel", 2, flagWrite, "Cancels a job.", (*conn).jobCancel),
 		cmd("job.list", 1, flagReadOnly, "Returns the records of all jobs as a JSON array.", (*conn).jobList),
 		cmd("abacus.status", 1, flagReadOnly, "Returns the state of nodes, shards and replicas as JSON.", (*conn).abacusStatus),
-		cmd("abacus.admin", -2, flagAdmin, "Changes nodes and moves replicas: node cordon|uncordon|drain|remove, shard move|cancel|pause|resume, rebalance plan|once|always|stop.", (*conn).abacusAdmin),
+		cmd("abacus.admin", -2, flagAdmin, "Changes nodes and moves replicas: node cordon|uncordon|drain|remove, shard move|cancel|pause|resume, rebalance plan|once|always|stop, upgrade.", (*conn).abacusAdmin),
 	}
 }
 
