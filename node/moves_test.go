@@ -68,10 +68,13 @@ func TestGrowAndShrink(t *testing.T) {
 		cfg.Join = []string{through.Addrs().Peer}
 		nodes, cfgs = append(nodes, open(t, cfg)), append(cfgs, cfg)
 	}
-	var p balancePlan
-	if err := json.Unmarshal(admin(t, nodes[4], "rebalance plan"), &p); err != nil || len(p.Moves) != 3 || p.Bytes <= 0 || p.Unknown != 0 {
-		t.Errorf("plan %+v: %v", p, err)
-	}
+	until(t, "both new nodes are in the plan, once they have heard of each other", func() error {
+		var p balancePlan
+		if err := json.Unmarshal(admin(t, nodes[4], "rebalance plan"), &p); err != nil || len(p.Moves) != 3 || p.Bytes <= 0 || p.Unknown != 0 {
+			return fmt.Errorf("plan %+v: %v", p, err)
+		}
+		return nil
+	})
 	admin(t, nodes[4], "rebalance once")
 	even := func(names ...string) {
 		t.Helper()
