@@ -119,9 +119,18 @@ func TestMarksAreNotForTheNodeToSay(t *testing.T) {
 func settle(t *testing.T, rng *rand.Rand, m Map, may Candidate) Map {
 	t.Helper()
 	for range 10_000 {
-		next, changed := NextMoves(m, may, func(Shard) bool { return rng.IntN(4) > 0 })
+		settled := map[ShardID]bool{}
+		for _, s := range m.Shards {
+			settled[s.ID] = rng.IntN(4) > 0
+		}
+		next, changed := NextMoves(m, may, func(s Shard) bool { return settled[s.ID] })
 		if changed {
 			checkStep(t, m, next)
+			for i, s := range next.Shards {
+				if was := m.Shards[i]; !slices.Equal(s.Replicas, was.Replicas) && (!settled[s.ID] || was.Move != nil) {
+					t.Fatalf("shard %d: %v becomes %v before its last change is carried out", s.ID, was.Replicas, s.Replicas)
+				}
+			}
 			m = next
 		}
 		open := 0
