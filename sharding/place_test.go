@@ -186,3 +186,21 @@ func spread(count map[NodeID]int) int {
 	}
 	return max(0, most-least)
 }
+
+// A shard gets no replica while its last change is not carried out, or while one of its replicas moves.
+func TestPlanGrowWaits(t *testing.T) {
+	m := cluster(t, 5, 2, 2)
+	m.ReplicasWanted = 4
+	next, grew := PlanGrow(m, anyNode, func(s Shard) bool { return s.ID == 1 })
+	if !grew || len(next.Shards[0].Replicas) != 2 || len(next.Shards[1].Replicas) != 3 {
+		t.Errorf("%+v", next.Shards)
+	}
+	moving, err := StartMove(m, 0, "n1.1", "n5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, grew = PlanGrow(moving, anyNode, anyShard)
+	if !grew || len(next.Shards[0].Replicas) != 3 || len(next.Shards[1].Replicas) != 3 {
+		t.Errorf("%+v", next.Shards)
+	}
+}
