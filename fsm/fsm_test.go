@@ -333,7 +333,7 @@ func TestOnRecord(t *testing.T) {
 	if err := other.f.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	_, _, stream, err := other.f.OpenStream()
+	_, _, stream, err := other.f.OpenStream(StreamSparse)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -278,8 +278,9 @@ func writeFile(path string, r io.Reader) (err error) {
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return fmt.Errorf("read stream head: %w", err)
 	}
-	if head[0] != streamVersion {
-		return &FormatError{Path: "(stream)", Got: head[0], Want: streamVersion}
+	form := StreamForm(head[0])
+	if form != StreamWhole && form != StreamSparse {
+		return &FormatError{Path: "(stream)", Got: head[0], Want: byte(StreamSparse)}
 	}
 	size := int64(binary.BigEndian.Uint64(head[1:]))
 	if size < 0 {
@@ -291,20 +292,35 @@ func writeFile(path string, r io.Reader) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	sum := crc32.New(castagnoli)
-	body := io.TeeReader(io.LimitReader(r, size), sum)
-	// The struct hides the file's ReadFrom, which would ignore the buffer.
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, body, make([]byte, 256<<10))
+	if form == StreamSparse {
+		err = readRuns(f, io.TeeReader(r, sum), size)
+	} else {
+		err = readWhole(f, io.TeeReader(io.LimitReader(r, size), sum), size)
+	}
+	if errors.Is(err, errRuns) {
+		return &CorruptError{Path: path, Reason: err.Error()}
+	}
 	if err != nil {
 		return err
 	}
 	var tail [streamTail]byte
-	if _, err := io.ReadFull(r, tail[:]); err != nil || n != size {
-		return &CorruptError{Path: path, Reason: fmt.Sprintf("stream ends after %d of %d bytes", n, size)}
+	if _, err := io.ReadFull(r, tail[:]); err != nil {
+		return &CorruptError{Path: path, Reason: "stream ends before its checksum"}
 	}
 	if binary.BigEndian.Uint32(tail[:]) != sum.Sum32() {
 		return &CorruptError{Path: path, Reason: "stream checksum differs"}
 	}
 	return f.Sync()
+}
+
+// readWhole writes a file of that size.
+func readWhole(f *os.File, r io.Reader, size int64) error {
+	// The struct hides the file's ReadFrom, which would ignore the buffer.
+	n, err := io.CopyBuffer(struct{ io.Writer }{f}, r, make([]byte, 256<<10))
+	if err == nil && n != size {
+		err = fmt.Errorf("%w: the stream ends after %d of %d bytes", errRuns, n, size)
+	}
+	return err
 }
 
 // inspect checks a received file as far as it can be without reading all of it.

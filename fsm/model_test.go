@@ -328,7 +328,7 @@ func TestAgainstModel(t *testing.T) {
 					continue
 				}
 				if r.IntN(4) == 0 {
-					_, _, stream, err := m.f.OpenStream()
+					_, _, stream, err := m.f.OpenStream(StreamSparse)
 					if err != nil {
 						t.Fatal(err)
 					}

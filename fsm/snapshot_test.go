@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -19,7 +21,7 @@ func readStream(t *testing.T, f *FSM) ([]byte, uint64) {
 	if err := f.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	size, index, r, err := f.OpenStream()
+	size, index, r, err := f.OpenStream(StreamSparse)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +270,7 @@ func TestStreamBesideWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	hash := m.hash()
-	size, index, r, err := m.f.OpenStream()
+	size, index, r, err := m.f.OpenStream(StreamSparse)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +300,7 @@ func TestStreamBesideWriter(t *testing.T) {
 		t.Errorf("restored index %d, want %d; same state: %v", f.f.Applied(), index, f.hash() == hash)
 	}
 
-	_, _, r, err = m.f.OpenStream()
+	_, _, r, err = m.f.OpenStream(StreamSparse)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,6 +310,145 @@ func TestStreamBesideWriter(t *testing.T) {
 	for range 2 { // Close may be called twice
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A copy is as large as what is in it, whatever the file has held before, and equal in all that counts; in the older form it is as
+// large as the file.
+func TestSparseStream(t *testing.T) {
+	m := newMachine(t, testConfig())
+	value := strings.Repeat("v", 2000)
+	for i := range 3000 {
+		m.apply(0, set(fmt.Sprintf("k%04d", i), value))
+	}
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	full := m.f.FileBytes()
+	for i := range 3000 {
+		if i%50 > 0 {
+			m.apply(0, command.Command{Op: command.OpDel, Keys: [][]byte{fmt.Appendf(nil, "k%04d", i)}, Slot: 5})
+		}
+	}
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	used := m.f.FileBytes()
+	if used > full/4 {
+		t.Fatalf("%d bytes in use of %d before, though nearly all was deleted", used, full)
+	}
+	for form, least := range map[StreamForm]int64{StreamSparse: used, StreamWhole: full} {
+		size, index, r, err := m.f.OpenStream(form)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil || int64(len(data)) != size || StreamForm(data[0]) != form {
+			t.Fatalf("form %d: %d bytes of %d, %v", form, len(data), size, err)
+		}
+		if size < least || size > least+least/10 {
+			t.Errorf("form %d: a stream of %d bytes, %d are in use", form, size, least)
+		}
+		other := emptyMachine(t, testConfig())
+		if err := other.f.Restore(reader(data)); err != nil {
+			t.Fatal(err)
+		}
+		if other.hash() != m.hash() || other.f.Applied() != index {
+			t.Errorf("form %d: another state", form)
+		}
+		if err := other.f.Scrub(t.Context(), nil); err != nil {
+			t.Errorf("form %d: %v", form, err)
+		}
+		// It can be written on: what is free there is free.
+		for i := range 500 {
+			other.apply(0, set(fmt.Sprintf("n%04d", i), value))
+		}
+		if err := errors.Join(other.f.Flush(), other.f.Scrub(t.Context(), nil)); err != nil {
+			t.Errorf("form %d: %v", form, err)
+		}
+	}
+}
+
+// What is not understood of a file's list of free pages makes the copy whole.
+func TestRunsOfOddFiles(t *testing.T) {
+	page := func(edit func(b []byte)) *bytes.Reader {
+		b := make([]byte, 8*4096)
+		le := binary.LittleEndian
+		for i := range 2 {
+			m := b[i*4096+boltPageHead:]
+			le.PutUint32(m, boltMagic)
+			le.PutUint32(m[4:], boltFormat)
+			le.PutUint64(m[32:], 3)
+			le.PutUint64(m[48:], uint64(7-i))
+		}
+		p := b[3*4096:]
+		le.PutUint64(p, 3)
+		le.PutUint16(p[8:], flagFreelist)
+		le.PutUint16(p[10:], 2)
+		le.PutUint64(p[16:], 4)
+		le.PutUint64(p[24:], 6)
+		edit(b)
+		return bytes.NewReader(b)
+	}
+	free := func(r *bytes.Reader) ([]uint64, bool) {
+		at, ok := freelistOf(r, 4096, 7)
+		if !ok {
+			return nil, false
+		}
+		return freePages(r, 4096, at, 8)
+	}
+	if got, ok := free(page(func([]byte) {})); !ok || !slices.Equal(got, []uint64{4, 6}) {
+		t.Fatalf("%v, %v", got, ok)
+	}
+	for name, edit := range map[string]func(b []byte){
+		"another magic":        func(b []byte) { b[16] ^= 1; b[4096+16] ^= 1 },
+		"neither meta is ours": func(b []byte) { b[16+48] = 9 },
+		"no list":              func(b []byte) { copy(b[16+32:], bytes.Repeat([]byte{0xff}, 8)) },
+		"list beyond the end":  func(b []byte) { b[16+32] = 9 },
+		"another page":         func(b []byte) { b[3*4096] = 5 },
+		"no list there":        func(b []byte) { b[3*4096+8] = 2 },
+		"more than pages":      func(b []byte) { b[3*4096+10] = 200 },
+		"out of order":         func(b []byte) { b[3*4096+16] = 7 },
+		"twice":                func(b []byte) { b[3*4096+16] = 6 },
+		"a meta page":          func(b []byte) { b[3*4096+16] = 1 },
+		"itself":               func(b []byte) { b[3*4096+16] = 3 },
+		"beyond the end":       func(b []byte) { b[3*4096+24] = 8 },
+	} {
+		if got, ok := free(page(edit)); ok {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// Runs that overlap, go back, or reach beyond the file are refused.
+func TestMalformedRuns(t *testing.T) {
+	runs := func(list ...int64) io.Reader {
+		var b []byte
+		for i := 0; i < len(list); i += 2 {
+			b = binary.BigEndian.AppendUint64(b, uint64(list[i]))
+			b = binary.BigEndian.AppendUint64(b, uint64(list[i+1]))
+			b = append(b, make([]byte, min(max(list[i+1], 0), 100))...)
+		}
+		return bytes.NewReader(b)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := readRuns(f, runs(0, 10, 20, 10, 0, 0), 40); err != nil {
+		t.Error(err)
+	}
+	if info, _ := f.Stat(); info.Size() != 40 {
+		t.Errorf("%d bytes", info.Size())
+	}
+	for name, r := range map[string]io.Reader{
+		"overlap": runs(0, 10, 5, 10, 0, 0), "back": runs(20, 10, 0, 10, 0, 0), "beyond": runs(30, 11, 0, 0), "far beyond": runs(1<<62, 10, 0, 0),
+		"negative": runs(0, -1, 0, 0), "negative offset": runs(-10, 5, 0, 0), "no end": runs(0, 10), "cut": runs(0, 1000),
+	} {
+		if err := readRuns(f, r, 40); !errors.Is(err, errRuns) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -162,8 +162,10 @@ func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) st
 		OnLeader: func(ctx context.Context, _ uint64) { n.lead(ctx, sh.ID) },
 		Log:      n.log,
 		Turn:     n.turn,
-		DiskFull: n.space.full,
-		Fatal:    n.fatal,
+		// Until then there may be members that know no other form.
+		WholeCopies: func() bool { return n.Router().Map().Level < sharding.LevelMoves },
+		DiskFull:    n.space.full,
+		Fatal:       n.fatal,
 	}
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord

@@ -266,7 +266,7 @@ func TestStaleInstall(t *testing.T) {
 		Configuration: raft.EncodeConfiguration(raft.Configuration{Servers: conf.servers}),
 	}
 	send := func() (*raft.InstallSnapshotResponse, error) {
-		size, _, r, err := l.store.fsm.OpenStream()
+		size, _, r, err := l.store.fsm.OpenStream(fsm.StreamSparse)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -161,7 +161,7 @@ func (s *Store) sendSeed(ctx context.Context, to string, req seedRequest) error 
 	}
 	// Before the stream, which is then at least as new.
 	meta := s.snaps.latest()
-	size, index, body, err := s.fsm.OpenStream()
+	size, index, body, err := s.openStream()
 	if err != nil {
 		return err
 	}

@@ -235,7 +235,7 @@ func liar(t *testing.T, c *cluster, from *Store, send func(tr transport.Transpor
 		if err := from.fsm.Flush(); err != nil {
 			return nil, err
 		}
-		_, index, r, err := from.fsm.OpenStream()
+		_, index, r, err := from.fsm.OpenStream(fsm.StreamSparse)
 		if err != nil {
 			return nil, err
 		}
@@ -342,7 +342,7 @@ func TestRepairStateCrash(t *testing.T) {
 		if err := l.store.fsm.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		_, _, r, err := l.store.fsm.OpenStream()
+		_, _, r, err := l.store.fsm.OpenStream(fsm.StreamSparse)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/abacusdb/abacus/fsm"
 )
 
 const (
@@ -28,6 +30,15 @@ var ErrStaleSnapshot = errors.New("snapshot is not ahead of this replica")
 
 // stateSource streams the state machine's file: size, index of the state, bytes.
 type stateSource func() (size int64, index uint64, r io.ReadCloser, err error)
+
+// openStream is the source of a replica's copies.
+func (s *Store) openStream() (size int64, index uint64, r io.ReadCloser, err error) {
+	form := fsm.StreamSparse
+	if s.cfg.WholeCopies != nil && s.cfg.WholeCopies() {
+		form = fsm.StreamWhole
+	}
+	return s.fsm.OpenStream(form)
+}
 
 // snapshots is raft's snapshot store. Our own snapshots are metadata only: the
 // state machine keeps its state durable by itself, and Open streams what it holds

@@ -59,6 +59,8 @@ type Config struct {
 	CheckpointBytes int64
 	Turn            *fsm.Turn
 	OnCheckpoint    func()
+	// WholeCopies says whether copies of the state must go in the form that v0.4 understands, in which they are as large as the file. nil: never.
+	WholeCopies func() bool
 	// MaxOverlayBytes is how much state may lie in memory, not in the file yet, here or
 	// on any voter, before a leader takes no more writes into the log: they wait, and are
 	// refused at their deadline. Default 32 MiB, four checkpoints' worth: a start after a
@@ -299,7 +301,7 @@ func (s *Store) open() error {
 		}
 		return err
 	}
-	s.snaps.source = s.fsm.OpenStream
+	s.snaps.source = s.openStream
 	if err := s.reconcile(); err != nil {
 		return err
 	}
