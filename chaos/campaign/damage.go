@@ -198,12 +198,12 @@ func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault,
 	}}, nil
 }
 
-// files of a node, by pattern, in order, of at least so many bytes.
+// files of a node, by pattern, in order, of at least so many bytes; none that the node has put aside, for damage there is nobody's.
 func files(dir, pattern string, least int64) (list []string, err error) {
 	all, err := filepath.Glob(filepath.Join(dir, pattern))
 	for _, path := range all {
 		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || strings.Contains(path, ".damaged") {
 			continue
 		}
 		if err != nil {
