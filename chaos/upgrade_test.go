@@ -16,7 +16,7 @@ import (
 // previousRelease is what nodes are upgraded from, and go back to; previousCommit is the same, for clones without tags.
 const (
 	previousRelease = "v0.4.0"
-	previousCommit  = "38a25db427b73fb6cbb0e96692a737a317ead765"
+	previousCommit  = "cbef2e6973340a074b132ea6955707ced5e84d68"
 )
 
 // buildPrevious builds the nodes' program of the previous release.
