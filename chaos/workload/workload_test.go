@@ -264,9 +264,9 @@ func TestEverythingIsFound(t *testing.T) {
 		})},
 		{"a counter is read from before", counters, stale(300)},
 		{"an element is lost", sets, few(Set, 200, func(*database, Op) Result { return Result{Done: true} })},
-		{"elements come back", sets, few(Delete, 50, func(*database, Op) Result { return Result{Done: true} })},
-		{"an element is taken out twice", sets, few(Delete, 50, func(d *database, op Op) Result { d.do(op); return d.do(op) })},
-		{"a strange element is there", sets, few(Delete, 50, func(d *database, op Op) Result { d.values["set/strange"] = "in"; return d.do(op) })},
+		{"elements come back", sets, few(Delete, 20, func(*database, Op) Result { return Result{Done: true} })},
+		{"an element is taken out twice", sets, few(Delete, 20, func(d *database, op Op) Result { d.do(op); return d.do(op) })},
+		{"a strange element is there", sets, few(Delete, 20, func(d *database, op Op) Result { d.values["set/strange"] = "in"; return d.do(op) })},
 		{"half a transfer", banks, few(Multi, 150, func(d *database, op Op) Result {
 			r := d.do(op.Parts[0])
 			return Result{Parts: []Result{r, r}}
