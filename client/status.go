@@ -47,6 +47,7 @@ type ShardStatus struct {
 	Leader   string          `json:"leader"` // node, or empty
 	Term     uint64          `json:"term"`
 	Records  int64           `json:"records"`
+	Bytes    int64           `json:"bytes"` // of the state's file in use: about what a copy takes
 	Replicas []ReplicaStatus `json:"replicas"`
 	Healthy  bool            `json:"healthy"`
 	Problem  string          `json:"problem,omitempty"`

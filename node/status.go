@@ -53,15 +53,17 @@ type nodeView struct {
 }
 
 type shardView struct {
-	ID       sharding.ShardID `json:"id"`
-	Slots    string           `json:"slots"`
-	Leader   sharding.NodeID  `json:"leader"`
-	Term     uint64           `json:"term"`
-	Records  int64            `json:"records"`
-	Replicas []replicaView    `json:"replicas"`
-	Healthy  bool             `json:"healthy"`
-	Problem  string           `json:"problem,omitempty"`
-	Move     *moveView        `json:"move,omitempty"`
+	ID      sharding.ShardID `json:"id"`
+	Slots   string           `json:"slots"`
+	Leader  sharding.NodeID  `json:"leader"`
+	Term    uint64           `json:"term"`
+	Records int64            `json:"records"`
+	// Bytes is how much of the leader's state file is in use: about what a copy takes. It grows with checkpoints.
+	Bytes    int64         `json:"bytes"`
+	Replicas []replicaView `json:"replicas"`
+	Healthy  bool          `json:"healthy"`
+	Problem  string        `json:"problem,omitempty"`
+	Move     *moveView     `json:"move,omitempty"`
 }
 
 // moveView is a replica on its way.
@@ -210,7 +212,7 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 			}
 			reports[r.ID] = st
 			if st.Leads && st.Term > lead.Term {
-				lead, v.Leader, v.Term, v.Records = st, r.Node, st.Term, st.Records
+				lead, v.Leader, v.Term, v.Records, v.Bytes = st, r.Node, st.Term, st.Records, st.File
 			}
 		}
 	}

@@ -63,7 +63,7 @@ func (s *Settings) bind(f *flag.FlagSet) {
 		f.Func(name, usage+" (default "+strings.Join(*into, ",")+")", func(v string) error { *into = strings.Split(v, ","); return nil })
 	}
 	list("peer", "peers to run in turn, SYSTEM[@SHARDS][:PATH]; ratios are to the first", &s.Peers)
-	list("op", "put, get (linearizable), sget (stale allowed), mixed (half get, half put), range, fill, idle, start, failover, compute", &s.Ops)
+	list("op", "put, get (linearizable), sget (stale allowed), mixed (half get, half put), range, fill, idle, start, failover, moves, compute", &s.Ops)
 	f.Func("c", "concurrent callers, several with commas (default 64)", func(v string) (err error) {
 		s.C = nil
 		for p := range strings.SplitSeq(v, ",") {

@@ -63,16 +63,7 @@ func status(shards ...string) (st abacusStatus) {
 		}{id, true, 0})
 	}
 	for i, leader := range shards {
-		st.Shards = append(st.Shards, struct {
-			ID       int
-			Slots    string
-			Leader   string
-			Replicas []struct {
-				Node, State string
-				Voter       bool
-				Lag         uint64
-			}
-		}{ID: i, Slots: []string{"0-99", "100-199,300-16383", "200-299"}[i%3], Leader: leader})
+		st.Shards = append(st.Shards, abacusShard{ID: i, Slots: []string{"0-99", "100-199,300-16383", "200-299"}[i%3], Leader: leader})
 		for _, n := range st.Nodes {
 			st.Shards[i].Replicas = append(st.Shards[i].Replicas, struct {
 				Node, State string

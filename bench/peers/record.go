@@ -205,6 +205,10 @@ func (g *group) line(gs []*group) string {
 			s += "; every shard: " + g.all("all_ms")
 		}
 		return s
+	case "moves":
+		return fmt.Sprintf("%s c=%d  half put, half get, open loop at %.0f/s for %.0f s: at rest p50=%.2f p99=%s p99.9=%.2f ms; with %.0f moves, %.0f MiB: p50=%.2f p99=%s p99.9=%.2f max=%.0f ms; p99 %s times; errors %.0f and %.0f", head, g.C, g.Rate, g.Seconds,
+			g.median("rest_p50_ms"), spread("rest_p99_ms", "%.2f"), g.median("rest_p999_ms"), g.sum("moves"), g.sum("moved_mib"),
+			g.median("moving_p50_ms"), spread("moving_p99_ms", "%.2f"), g.median("moving_p999_ms"), g.max("moving_max_ms"), spread("moving_to_rest", "%.2f"), g.sum("rest_errors"), g.sum("moving_errors"))
 	case "idle":
 		return fmt.Sprintf("%s %.0fs  cpu of each server: median %s %% of a core, most %.2f %%, all servers %.2f %%%s  max RSS %.0f MiB (anon %.0f MiB)", head, g.Seconds,
 			spread("cpu_percent", "%.2f"), g.max("cpu_most_percent"), g.median("cpu_sum_percent"), times(), g.max("rss_mib"), g.max("rss_anon_mib"))

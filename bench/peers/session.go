@@ -119,6 +119,8 @@ func (s *session) do(ctx context.Context, op string) error {
 		return nil
 	case "failover":
 		return s.failover(ctx)
+	case "moves":
+		return s.moves(ctx)
 	case "fill":
 		return s.fill(ctx)
 	case "idle":

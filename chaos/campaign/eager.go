@@ -5,6 +5,7 @@ package campaign
 import (
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,7 +72,9 @@ func (e *eager) converse(nc net.Conn, stop <-chan struct{}) {
 			if told != nil {
 				o = workload.Failed // it read nothing
 			}
-			e.tl.operation(a.at, time.Since(a.at), o, told)
+			if told == nil || !strings.HasPrefix(told.Error(), "MOVED ") { // the node has no replica of that shard: nothing was asked of it
+				e.tl.operation(a.at, time.Since(a.at), o, told)
+			}
 			a.call.Settle(o, workload.Result{Value: string(reply.Str)})
 			if err != nil {
 				_ = nc.Close()

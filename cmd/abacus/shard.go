@@ -52,7 +52,7 @@ func newShardListCommand(a *app) *cobra.Command {
 }
 
 func printShards(w io.Writer, st client.Status) error {
-	t := newTable(w, "SHARD", "SLOTS", "KEYS", "REPLICAS", "MOVE", "STATE")
+	t := newTable(w, "SHARD", "SLOTS", "KEYS", "BYTES", "REPLICAS", "MOVE", "STATE")
 	for _, s := range st.Shards {
 		var replicas []string
 		for _, r := range s.Replicas {
@@ -65,7 +65,7 @@ func printShards(w io.Writer, st client.Status) error {
 		if m := s.Move; m != nil {
 			move, state = fmt.Sprintf("%s to %s", nodeOf(m.From), nodeOf(m.To)), moveState(*m)
 		}
-		t.row(s.ID, s.Slots, s.Records, strings.Join(replicas, " "), move, state)
+		t.row(s.ID, s.Slots, s.Records, byteCount(s.Bytes), strings.Join(replicas, " "), move, state)
 	}
 	return t.flush()
 }
