@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"os"
@@ -372,6 +373,7 @@ func TestSparseStream(t *testing.T) {
 
 // What is not understood of a file's list of free pages makes the copy whole.
 func TestRunsOfOddFiles(t *testing.T) {
+	torn := false
 	page := func(edit func(b []byte)) *bytes.Reader {
 		b := make([]byte, 8*4096)
 		le := binary.LittleEndian
@@ -382,6 +384,14 @@ func TestRunsOfOddFiles(t *testing.T) {
 			le.PutUint64(m[32:], 3)
 			le.PutUint64(m[48:], uint64(7-i))
 		}
+		seal := func() {
+			for i := range 2 {
+				m := b[i*4096+boltPageHead:][:boltMetaBytes]
+				sum := fnv.New64a()
+				sum.Write(m[:56])
+				le.PutUint64(m[56:], sum.Sum64())
+			}
+		}
 		p := b[3*4096:]
 		le.PutUint64(p, 3)
 		le.PutUint16(p[8:], flagFreelist)
@@ -389,6 +399,9 @@ func TestRunsOfOddFiles(t *testing.T) {
 		le.PutUint64(p[16:], 4)
 		le.PutUint64(p[24:], 6)
 		edit(b)
+		if seal(); torn {
+			b[16+57] ^= 1
+		}
 		return bytes.NewReader(b)
 	}
 	free := func(r *bytes.Reader) ([]uint64, bool) {
@@ -401,6 +414,11 @@ func TestRunsOfOddFiles(t *testing.T) {
 	if got, ok := free(page(func([]byte) {})); !ok || !slices.Equal(got, []uint64{4, 6}) {
 		t.Fatalf("%v, %v", got, ok)
 	}
+	torn = true
+	if got, ok := free(page(func([]byte) {})); ok {
+		t.Errorf("a meta page that is being written: %v", got)
+	}
+	torn = false
 	for name, edit := range map[string]func(b []byte){
 		"another magic":        func(b []byte) { b[16] ^= 1; b[4096+16] ^= 1 },
 		"neither meta is ours": func(b []byte) { b[16+48] = 9 },

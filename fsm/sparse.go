@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"slices"
@@ -65,7 +66,9 @@ func freelistOf(file io.ReaderAt, pageSize int64, txid uint64) (page uint64, ok 
 			return 0, false
 		}
 		le := binary.LittleEndian
-		if le.Uint32(m[0:]) == boltMagic && le.Uint32(m[4:]) == boltFormat && le.Uint64(m[48:]) == txid {
+		sum := fnv.New64a() // it may be just being written
+		sum.Write(m[:boltMetaBytes-8])
+		if le.Uint32(m[0:]) == boltMagic && le.Uint32(m[4:]) == boltFormat && le.Uint64(m[48:]) == txid && le.Uint64(m[56:]) == sum.Sum64() {
 			page = le.Uint64(m[32:])
 			return page, page != noFreelist
 		}
@@ -143,8 +146,10 @@ func readRuns(f *os.File, r io.Reader, size int64) error {
 	buf := make([]byte, 256<<10)
 	for at := int64(0); ; {
 		var head [runHead]byte
-		if _, err := io.ReadFull(r, head[:]); err != nil {
+		if _, err := io.ReadFull(r, head[:]); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return fmt.Errorf("%w: the stream ends in its runs", errRuns)
+		} else if err != nil {
+			return err
 		}
 		from, n := int64(binary.BigEndian.Uint64(head[:])), int64(binary.BigEndian.Uint64(head[8:]))
 		if n == 0 && from == 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/abacusdb/abacus/transport"
 )
 
-// What an administrator asks of the cluster, on any node: ABACUS.NODE, ABACUS.SHARD and ABACUS.REBALANCE, POST /v1/admin/…, and through them abacus node, shard and
+// What an administrator asks of the cluster, on any node: ABACUS.ADMIN, POST /v1/admin/…, and through them abacus node, shard and
 // rebalance. Each is a change of the map, or a look at what one would bring; nothing here waits for a move to end.
 
 // verb is one of them. Its arguments are words.
@@ -128,6 +128,9 @@ func (n *Node) levelOf(id sharding.NodeID) int {
 
 // decideRemove takes a node out that holds nothing any more, neither in the map nor in a group nor on its disk.
 func (n *Node) decideRemove(m sharding.Map, id sharding.NodeID) (sharding.Map, bool, error) {
+	if _, in := m.Node(id); !in {
+		return m, false, nil // said again, or taken for undone
+	}
 	next, changed, err := sharding.RemoveNode(m, id)
 	if err != nil {
 		return m, false, err
@@ -161,8 +164,10 @@ func (n *Node) decideMove(m sharding.Map, sh sharding.Shard, from, to sharding.N
 	switch {
 	case !knownFrom:
 		return m, false, transport.Errorf(transport.CodeNotFound, "there is no node %q", from)
-	case there && (!has || sh.Move != nil && sh.Move.From == r.ID && sh.Move.To == arrived.ID):
-		return m, false, nil // it was asked for before, and is under way or over
+	case there && has && sh.Move != nil && sh.Move.From == r.ID && sh.Move.To == arrived.ID:
+		return m, false, nil // it was asked for before, and is under way
+	case there && !has:
+		return m, false, transport.Errorf(transport.CodeRefused, "node %s has a replica of shard %d already, and node %s has none", to, sh.ID, from)
 	case !has:
 		return m, false, transport.Errorf(transport.CodeNotFound, "shard %d has no replica on node %q", sh.ID, from)
 	case !known:
@@ -178,7 +183,13 @@ func (n *Node) decideMove(m sharding.Map, sh sharding.Shard, from, to sharding.N
 
 func (n *Node) decideCancel(m sharding.Map, sh sharding.Shard) (sharding.Map, bool, error) {
 	if sh.Move == nil {
-		return m, false, nil
+		return m, false, transport.Errorf(transport.CodeNotFound, "no replica of shard %d is being moved", sh.ID)
+	}
+	// A plan that is made anew takes another way if this one is barred.
+	i := slices.IndexFunc(sh.Replicas, func(r sharding.Replica) bool { return r.ID == sh.Move.To })
+	if to, _ := m.Node(sh.Replicas[i].Node); to.Cordoned || to.Draining || !n.mayTake(to.ID) {
+		next, err := sharding.CancelMove(m, sh.ID, *sh.Move)
+		return next, err == nil, err
 	}
 	for _, r := range sh.Replicas {
 		if node, _ := m.Node(r.Node); r.ID == sh.Move.From && node.Draining {

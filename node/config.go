@@ -247,7 +247,7 @@ func (c *Config) validateAddrs(fault func(format string, args ...any)) {
 			fault("%s %q: want host:port", a.flag, a.addr)
 		}
 	}
-	if c.JoinFile != "" {
+	if c.JoinFile != "" && !isMember(c.DataDir) { // a member needs nobody from it
 		if _, err := readSeeds(c.JoinFile); err != nil {
 			fault("%w", err)
 		}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -135,12 +136,13 @@ func (n *Node) missesSomebody() bool {
 
 // askSeeds tells all seeds where this node is, and hears who is there and whom they know.
 func (n *Node) askSeeds(ctx context.Context) {
+	seeds := n.seeds(ctx)
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	var calls sync.WaitGroup
 	defer calls.Wait()
 	there := n.aliveAt()
-	for _, seed := range n.seeds(ctx) {
+	for _, seed := range seeds {
 		if there[seed] { // it is told in the exchange, and passes on
 			continue
 		}
@@ -155,7 +157,7 @@ func (n *Node) askSeeds(ctx context.Context) {
 				return
 			}
 			if _, ours := n.Router().Map().Node(s.Node); ours {
-				n.peers.note(s.Node, seed, time.Now())
+				n.peers.note(s.Node, cmp.Or(s.Addr, seed), time.Now())
 				n.learn(s)
 			}
 		})
@@ -185,8 +187,16 @@ func (n *Node) seeds(ctx context.Context) (list []string) {
 		}
 		given = append(given, lines...)
 	}
-	for _, seed := range given {
-		for _, addr := range expand(ctx, seed) {
+	ctx, cancel := context.WithTimeout(ctx, findTimeout) // names together
+	defer cancel()
+	expanded := make([][]string, len(given))
+	var lookups sync.WaitGroup
+	for i, seed := range given {
+		lookups.Go(func() { expanded[i] = expand(ctx, seed) })
+	}
+	lookups.Wait()
+	for i := range given {
+		for _, addr := range expanded[i] {
 			if addr != n.addrs.Peer && addr != n.cfg.PeerAddr && !slices.Contains(list, addr) && len(list) < maxSeeds {
 				list = append(list, addr)
 			}

@@ -359,6 +359,9 @@ func (n *Node) stepMembers(ctx context.Context, st *store.Store) (changed bool, 
 		if slices.ContainsFunc(members, func(o store.Member) bool { return sharding.Replica{ID: o.Replica, Node: o.Node}.Newer(want) }) {
 			continue // our map is older than that
 		}
+		if sh.Move != nil && sh.Move.Paused && sh.Move.To == want.ID {
+			continue
+		}
 		i := slices.IndexFunc(members, func(m store.Member) bool { return m.Replica == want.ID })
 		switch {
 		case i < 0 && slices.ContainsFunc(members, func(m store.Member) bool { return m.Node == want.Node }):

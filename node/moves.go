@@ -89,6 +89,9 @@ func (n *Node) stepMove(ctx context.Context, st *store.Store) (changed bool, err
 		return true, st.TransferLeadership(ctx, step.To)
 	case sharding.StepFinish:
 		_, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) {
+			if now, _ := m.Shard(sh.ID); now.Move != nil && now.Move.Paused {
+				return m, false, nil // since we looked
+			}
 			return same(m)(sharding.FinishMove(m, sh.ID, mv))
 		})
 		if err == nil {

@@ -309,8 +309,10 @@ func (n *Node) handleStatus(_ context.Context, from string, req []byte) ([]byte,
 		switch {
 		case from == "": // it looks for us, and does not know who we are
 			if _, ours := n.Router().Map().Node(s.Node); ours {
-				n.peers.note(s.Node, s.Addr, time.Now())
-				n.tell() // and look for it, too
+				if was := n.peers.address(s.Node); was != s.Addr {
+					n.peers.note(s.Node, s.Addr, time.Now())
+					n.tell() // and look for it, too
+				}
 			}
 		case s.Node == from:
 			n.peers.hear(s)

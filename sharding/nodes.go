@@ -39,10 +39,16 @@ func DrainNode(m Map, id, successor NodeID, may Candidate) (next Map, changed bo
 	if next, changed, err = changeNode(m, id, func(n *Node) { n.Draining, n.Successor = true, successor }); err != nil {
 		return m, false, err
 	}
+	// As it will be when all that drains has gone as far as it can: others may want the same places.
 	p := newPlacement(next, may)
+	for n := -1; n < len(p.wishes); {
+		n = len(p.wishes)
+		clear(p.fixed)
+		p.drain()
+	}
 	var stuck []ShardID
 	for i, s := range next.Shards {
-		if !p.fixed[i] && slices.Contains(p.on[i], id) && p.best(i, id) == "" {
+		if slices.Contains(p.on[i], id) {
 			stuck = append(stuck, s.ID)
 		}
 	}
@@ -82,17 +88,17 @@ func RemoveNode(m Map, id NodeID) (next Map, changed bool, err error) {
 			held = append(held, s.ID)
 		}
 	}
+	for _, n := range m.Nodes {
+		if n.Successor == id {
+			return m, false, &NodeError{Verb: "remove", Node: id, Faults: []string{fmt.Sprintf("node %s drains to it: uncordon that first", n.ID)}}
+		}
+	}
 	if len(held) > 0 {
 		return m, false, &NodeError{Verb: "remove", Node: id, Faults: []string{fmt.Sprintf("it has a replica of %s: drain it first", nameShards(held))}}
 	}
 	next = m.Clone()
 	next.Epoch++
 	next.Nodes = slices.DeleteFunc(next.Nodes, func(n Node) bool { return n.ID == id })
-	for i := range next.Nodes {
-		if next.Nodes[i].Successor == id {
-			next.Nodes[i].Successor = ""
-		}
-	}
 	return next, true, ValidateTransition(m, next)
 }
 

@@ -47,35 +47,57 @@ func NextMoves(m Map, may Candidate, ready func(Shard) bool) (next Map, changed 
 		next = m.Clone()
 		next.Epoch++
 	}
+	took := takeBack(&next)
 	plan := PlanDrains
 	if m.Balance != BalanceNever {
 		plan = PlanMoves
 	}
 	wishes := plan(next, may)
-	begun := begin(&next, wishes, func(s Shard) bool {
+	begun := begin(&next, wishes, may, func(s Shard) bool {
 		was, _ := m.Shard(s.ID)
 		return len(was.Replicas) == len(s.Replicas) && ready(s)
 	})
-	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil })
+	// Not while a node is only silent that would be moved to.
+	rest := PlanMoves(next, func(NodeID) bool { return true })
+	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && len(rest) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil })
 	if done {
 		next.Balance = BalanceNever
 	}
-	if !grown && !begun && !done {
+	if !grown && !begun && !done && !took {
 		return m, false
 	}
 	return next, true
 }
 
-// begin begins moves in a map that is being made, in the order of the wishes.
-func begin(next *Map, wishes []Wish, ready func(Shard) bool) (begun bool) {
+// takeBack ends moves to nodes that drain by now: what comes there would have to go again.
+func takeBack(next *Map) (took bool) {
+	for i := range next.Shards {
+		s := &next.Shards[i]
+		if s.Move == nil || s.Move.Paused {
+			continue
+		}
+		j := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.To })
+		if to, _ := next.Node(s.Replicas[j].Node); to.Draining {
+			s.Replicas = slices.Delete(s.Replicas, j, j+1)
+			s.Move, took = nil, true
+		}
+	}
+	return took
+}
+
+// begin begins moves in a map that is being made, in the order of the wishes. A move to a node that does not answer stands still, and
+// takes no place of the one that gives.
+func begin(next *Map, wishes []Wish, may Candidate, ready func(Shard) bool) (begun bool) {
 	busy := map[NodeID]int{}
 	for _, s := range next.Shards {
-		if s.Move != nil {
-			for _, r := range s.Replicas {
-				if r.ID == s.Move.From || r.ID == s.Move.To {
-					busy[r.Node]++
-				}
-			}
+		if s.Move == nil {
+			continue
+		}
+		from := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.From })
+		to := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.To })
+		busy[s.Replicas[to].Node]++
+		if may(s.Replicas[to].Node) {
+			busy[s.Replicas[from].Node]++
 		}
 	}
 	for _, w := range wishes {

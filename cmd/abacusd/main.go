@@ -160,6 +160,10 @@ func serve(cfg node.Config) error {
 	var n *node.Node
 	select {
 	case o := <-open:
+		if errors.Is(o.err, node.ErrRemoved) {
+			cfg.Log.Info("nothing to start", "reason", o.err.Error())
+			return nil
+		}
 		if o.err != nil {
 			return o.err
 		}
