@@ -135,25 +135,33 @@ func (n *Node) decideRemove(m sharding.Map, id sharding.NodeID) (sharding.Map, b
 	if err != nil {
 		return m, false, err
 	}
+	if err := n.letGoOf(m, id); err != nil {
+		return m, false, err
+	}
+	return next, changed, nil
+}
+
+// letGoOf says, with CodeConflict, what still counts on a node that has no replicas in the map any more.
+func (n *Node) letGoOf(m sharding.Map, id sharding.NodeID) error {
 	said, alive := n.peers.get(id)
 	if id == n.cfg.ID {
 		said, alive = n.status(), true
 	}
 	if left := len(said.Replicas); alive && left > 0 {
-		return m, false, transport.Errorf(transport.CodeConflict, "node %s still holds %d replicas that were moved: in some seconds it will have dropped them", id, left)
+		return transport.Errorf(transport.CodeConflict, "node %s still holds %d replicas that were moved: in some seconds it will have dropped them", id, left)
 	}
 	for _, sh := range m.Shards {
 		leader, members := n.membersOf(sh.ID)
 		if leader == "" {
-			return m, false, transport.Errorf(transport.CodeConflict, "shard %d has no leader that is known here, which would have to say that it does not need node %s", sh.ID, id)
+			return transport.Errorf(transport.CodeConflict, "shard %d has no leader that is known here, which would have to say that it does not need node %s", sh.ID, id)
 		}
 		for _, o := range members {
 			if o.Node == id {
-				return m, false, transport.Errorf(transport.CodeConflict, "shard %d: replica %s is still being removed", sh.ID, o.Replica)
+				return transport.Errorf(transport.CodeConflict, "shard %d: replica %s is still being removed", sh.ID, o.Replica)
 			}
 		}
 	}
-	return next, changed, nil
+	return nil
 }
 
 func (n *Node) decideMove(m sharding.Map, sh sharding.Shard, from, to sharding.NodeID) (sharding.Map, bool, error) {

@@ -14,7 +14,7 @@
 //	runSpace       what the disk has left (space)
 //	runScrub       nothing: it reads
 //	store.Watch    nothing: it ends the process when a disk hangs
-//	lead           per shard, while this node leads it: members, leader balance, jobs
+//	lead           per shard, while this node leads it: members, moves, leader balance, jobs
 //
 // The newest shard map is one immutable value (router), swapped whole.
 package node

@@ -167,6 +167,8 @@ func (n *Node) drainNotes(m sharding.Map) (notes []string) {
 			}
 		}
 		switch {
+		case left == 0 && n.letGoOf(m, nd.ID) != nil:
+			notes = append(notes, fmt.Sprintf("node %s drains: its groups let go of the last replicas", nd.ID))
 		case left == 0:
 			notes = append(notes, fmt.Sprintf("node %s is drained, and may be stopped or removed", nd.ID))
 		case len(stuck) == 0:
