@@ -264,7 +264,11 @@ func (z *frozen) write(breathe func()) (err error) {
 				return err
 			}
 		}
-		return meta.Put(metaState, z.head.encode(nil))
+		head := z.head.encode(nil)
+		if err := meta.Put(metaState, head); err != nil {
+			return err
+		}
+		return meta.Put(metaSum, headerSum(tx, head))
 	})
 }
 

@@ -619,3 +619,79 @@ func TestCloseWithViewOpen(t *testing.T) {
 		t.Error("the last view did not close the file")
 	}
 }
+
+// A flipped bit in a file's header or in its format is damage, whichever it is: the format must not look like another version's, which ends the
+// node for good, and an applied index that is another would have it skip entries, or apply them twice.
+func TestDamagedHeader(t *testing.T) {
+	m := newMachine(t, testConfig())
+	for i := range 20 {
+		m.apply(0, set(fmt.Sprint(i), "v"))
+	}
+	head := m.f.ap.header()
+	if err := errors.Join(m.f.Flush(), m.f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	path := generationPath(m.dir, 1)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := func(what string, pattern []byte, from, to int) {
+		t.Helper()
+		if bytes.Count(good, pattern) == 0 {
+			t.Fatalf("no %s in the file", what)
+		}
+		for bit := from * 8; bit < to*8; bit++ {
+			flipped := bytes.Clone(pattern)
+			flipped[bit/8] ^= 1 << (bit % 8)
+			if err := os.WriteFile(path, bytes.ReplaceAll(good, pattern, flipped), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var corrupt *CorruptError
+			if f, err := Open(m.dir, testConfig()); !errors.As(err, &corrupt) {
+				if err == nil {
+					f.Close()
+				}
+				t.Fatalf("bit %d of the %s: %v", bit, what, err)
+			}
+			// What was found is marked; the next try begins anew.
+			left, _ := filepath.Glob(filepath.Join(m.dir, "*"))
+			for _, name := range left {
+				if name != path {
+					os.Remove(name)
+				}
+			}
+		}
+	}
+	v := head.encode(nil)
+	try("header", v, 0, len(v))
+	try("format", append([]byte("format"), format), len("format"), len("format")+1)
+}
+
+// A header that v0.4 has written over one with a checksum is taken as it is: the checksum is of an earlier transaction.
+func TestHeaderWithoutChecksum(t *testing.T) {
+	m := newMachine(t, testConfig())
+	m.apply(0, set("a", "1"))
+	if err := errors.Join(m.f.Flush(), m.f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(generationPath(m.dir, 1), 0o600, &bolt.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		v := bytes.Clone(meta.Get(metaState))
+		h := decodeHeader(v)
+		h.applied += 5
+		return meta.Put(metaState, h.encode(nil))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(m.dir, testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+}

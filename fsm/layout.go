@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -47,6 +48,7 @@ var (
 	metaState  = []byte("state")
 	metaInit   = []byte("init")
 	metaGone   = []byte("gone")
+	metaSum    = []byte("sum")
 )
 
 // The kind of a stored value.
@@ -193,18 +195,35 @@ func decodeHeader(v []byte) header {
 	}
 }
 
+// headerSum is the checksum of a file's format and header, and the transaction that wrote both: v0.4 writes no checksum, and leaves an older one
+// where it is.
+func headerSum(tx *bolt.Tx, head []byte) []byte {
+	v := binary.BigEndian.AppendUint32(nil, checksum([]byte{format}, head))
+	return binary.BigEndian.AppendUint64(v, uint64(tx.ID()))
+}
+
 // readHeader checks the format of a file and reads its header.
 func readHeader(tx *bolt.Tx, path string) (header, error) {
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		return header{}, &CorruptError{Path: path, Reason: `no bucket "meta"`}
 	}
+	want := headerSum(tx, meta.Get(metaState))
+	sum := meta.Get(metaSum)
+	summed := len(sum) == len(want) && bytes.Equal(sum[4:], want[4:])
+	sound := bytes.Equal(sum, want)
 	if v := meta.Get(metaFormat); len(v) != 1 || v[0] != format {
+		if sound { // it was ours when it was written
+			return header{}, &CorruptError{Path: path, Reason: fmt.Sprintf("format %v, and the checksum is of format %d", v, format)}
+		}
 		var got byte
 		if len(v) > 0 {
 			got = v[0]
 		}
 		return header{}, &FormatError{Path: path, Got: got, Want: format}
+	}
+	if summed && !sound {
+		return header{}, &CorruptError{Path: path, Reason: "the checksum of the header does not match"}
 	}
 	for _, name := range buckets {
 		if tx.Bucket(name) == nil {
