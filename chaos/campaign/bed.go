@@ -42,6 +42,9 @@ type host struct {
 	held bool // a step wants it down
 	// excused: until then the end of its process with code 70 is its disk's fault, which a step has made.
 	excused time.Time
+	// robbed: its files were damaged, or its disk was made to fail, since its log was last looked at.
+	robbed bool
+	heard  int64 // up to where its log was looked at
 	// again is when a process that ended is started; zero: it has not ended, or nobody has seen it.
 	again   time.Time
 	backoff time.Duration
@@ -265,6 +268,37 @@ func (b *bed) release(nodes ...int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// saysDamaged is what a node says of a replica that it cannot open or read.
+const saysDamaged = `msg="replica damaged"`
+
+// listen looks at what nodes have said since the last time: a replica may only be damaged where somebody has damaged it. A node that mends
+// itself from the others would otherwise hide what it has lost.
+func (b *bed) listen() {
+	for n := 1; n <= b.nodes(); n++ {
+		b.mu.Lock()
+		from, robbed := b.at(n).heard, b.at(n).robbed
+		b.mu.Unlock()
+		until := b.saidSoFar(n)
+		said := b.logSince(n, from)
+		if i := strings.Index(said, saysDamaged); i >= 0 && !robbed {
+			line, _, _ := strings.Cut(said[i:], "\n")
+			b.accuse("n%d found damage, and nobody had damaged anything there: %s", n, line)
+		}
+		b.mu.Lock()
+		b.at(n).heard, b.at(n).robbed = until, false
+		b.mu.Unlock()
+	}
+}
+
+// rob says that a node's files are not what it has written from now on.
+func (b *bed) rob(nodes ...int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, n := range nodes {
+		b.at(n).robbed = true
+	}
 }
 
 // excuse says that the disks of nodes are made to fail from now on.

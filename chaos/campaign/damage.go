@@ -29,6 +29,7 @@ func (s *siege) failingDisk() (*fault, error) {
 		return nil, fmt.Errorf("n%d does not run", n)
 	}
 	s.b.excuse(n)
+	s.b.rob(n)
 	s.b.hold(n)
 	ctx, cancel := context.WithCancel(context.Background())
 	trace := exec.CommandContext(ctx, "strace", "-f", "-qq", "-o", os.DevNull, "-p", strconv.Itoa(pid),
@@ -60,6 +61,7 @@ func (s *siege) failingDisk() (*fault, error) {
 func (s *siege) fullDisk() (*fault, error) {
 	n := s.leader()
 	s.b.excuse(n)
+	s.b.rob(n)
 	said := s.b.saidSoFar(n)
 	filler := filepath.Join(s.b.disk(n).Path(), "filler")
 	if err := fill(filler); err != nil {
@@ -105,6 +107,7 @@ func fill(path string) error {
 func (s *siege) hungDisk() (*fault, error) {
 	n := s.leader()
 	s.b.excuse(n)
+	s.b.rob(n)
 	at := s.b.disk(n).Path()
 	said := s.b.saidSoFar(n)
 	if out, err := exec.Command("fsfreeze", "--freeze", at).CombinedOutput(); err != nil {
@@ -176,6 +179,7 @@ func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault,
 		return nil, fmt.Errorf("before anything was damaged: %w", err)
 	}
 	s.b.excuse(n) // it may end when it meets the damage
+	s.b.rob(n)
 	if err := s.b.kill(n); err != nil {
 		return nil, err
 	}

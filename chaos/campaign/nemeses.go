@@ -25,6 +25,8 @@ type kind struct {
 	alone bool
 	// outer: others may come in the middle of it, and it in the middle of none, for it ends only when the cluster is whole.
 	outer bool
+	// spare: it takes more nodes than a shard has replicas, or more than three.
+	spare bool
 	// root: it takes a network or a disk of our own.
 	root bool
 	// touches says what it breaks: two of the same at once would undo each other's work.
@@ -85,7 +87,7 @@ var kinds = []kind{
 	{name: "isolate a leader", least: 4 * time.Second, most: 10 * time.Second, touches: links, bear: (*siege).isolateLeader},
 	{name: "deaf", root: true, least: 4 * time.Second, most: 10 * time.Second, touches: links, bear: func(s *siege) (*fault, error) { return s.oneWay(lan.Deaf, "hears nobody") }},
 	{name: "mute", root: true, least: 4 * time.Second, most: 10 * time.Second, touches: links, bear: func(s *siege) (*fault, error) { return s.oneWay(lan.Mute, "is heard by nobody") }},
-	{name: "ring", least: 5 * time.Second, most: 10 * time.Second, touches: links, bear: (*siege).ring},
+	{name: "ring", spare: true, least: 5 * time.Second, most: 10 * time.Second, touches: links, bear: (*siege).ring},
 	{name: "bridge", least: 5 * time.Second, most: 10 * time.Second, touches: links, bear: (*siege).bridge},
 	{name: "one link", least: 4 * time.Second, most: 10 * time.Second, touches: links, bear: (*siege).oneLink},
 	{name: "flapping", least: 5 * time.Second, most: 8 * time.Second, touches: links, bear: (*siege).flap},
@@ -94,9 +96,9 @@ var kinds = []kind{
 	{name: "late answers and then alone", root: true, least: 3 * time.Second, most: 6 * time.Second, touches: links | clocks, bear: (*siege).lateThenAlone},
 	{name: "clock", least: 4 * time.Second, most: 10 * time.Second, touches: links | clocks, bear: (*siege).clock},
 	{name: "transfers", least: 4 * time.Second, most: 8 * time.Second, touches: leaders, bear: (*siege).transfers},
-	{name: "replicas on the move", least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).moves},
-	{name: "drained node", least: 3 * time.Second, most: 6 * time.Second, outer: true, bear: (*siege).drain},
-	{name: "node leaves and joins", alone: true, bear: (*siege).leaveAndJoin},
+	{name: "replicas on the move", spare: true, least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).moves},
+	{name: "drained node", spare: true, least: 3 * time.Second, most: 6 * time.Second, outer: true, bear: (*siege).drain},
+	{name: "node leaves and joins", spare: true, alone: true, bear: (*siege).leaveAndJoin},
 	{name: "power cut of one", root: true, least: time.Second, most: 5 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(1) }},
 	{name: "power cut of all", root: true, least: time.Second, most: 3 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(s.b.nodes()) }},
 	{name: "power cut of a leader and another paused", root: true, least: 3 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).powerCutAndPause},
@@ -109,11 +111,11 @@ var kinds = []kind{
 	{name: "wiped node", least: time.Second, most: 3 * time.Second, alone: true, bear: (*siege).wipe},
 }
 
-// choose returns the kinds of those names, all that there are for who is root, or is not, if there are none.
-func choose(wanted []string, rootless bool) ([]kind, error) {
+// choose returns the kinds of those names, all that there are for who is root, or is not, and for so many nodes, if there are none.
+func choose(wanted []string, rootless, spare bool) ([]kind, error) {
 	var list []kind
 	if len(wanted) == 0 {
-		return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k.root && rootless }), nil
+		return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k.root && rootless || k.spare && !spare }), nil
 	}
 	for _, name := range wanted {
 		i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == name })
@@ -122,6 +124,9 @@ func choose(wanted []string, rootless bool) ([]kind, error) {
 		}
 		if kinds[i].root && rootless {
 			return nil, fmt.Errorf("the fault %q takes root", name)
+		}
+		if kinds[i].spare && !spare {
+			return nil, fmt.Errorf("the fault %q takes more nodes than a shard has replicas", name)
 		}
 		list = append(list, kinds[i])
 	}
@@ -442,9 +447,9 @@ func (s *siege) cutPower(nodes []int) (*fault, error) {
 		detail: names(nodes), nodes: nodes, dead: len(nodes) == 1,
 		bit: func() (bool, error) { err := restore(); return lost > 0, err },
 		mend: func() error {
-			err := errors.Join(restore(), s.b.release(nodes...))
-			s.b.acquit(nodes...)
-			return err
+			err := restore()
+			s.b.excuseUntil(time.Now(), nodes...) // its disk is well again
+			return errors.Join(err, s.b.release(nodes...))
 		},
 	}, nil
 }

@@ -46,7 +46,7 @@ func (p *plan) next() step {
 		return s
 	}
 	for _, o := range p.kinds {
-		if o.name != k.name && k.goesWith(o) {
+		if o.name != k.name && k.goesWith(o) && o.least <= s.hold/2 { // or it would be over before it has an effect
 			others = append(others, o)
 		}
 	}

@@ -37,7 +37,7 @@ func TestPlan(t *testing.T) {
 			if k.alone || with.alone || with.outer || k.touches&with.touches != 0 {
 				t.Errorf("%s during %s", s.with.kind, s.kind)
 			}
-			if s.with.hold > s.hold {
+			if s.with.hold < with.least || s.with.hold > s.hold/2 {
 				t.Errorf("%s for %v during %s for %v", s.with.kind, s.with.hold, s.kind, s.hold)
 			}
 		}
@@ -56,20 +56,26 @@ func TestPlan(t *testing.T) {
 }
 
 func TestChoose(t *testing.T) {
-	if list, err := choose([]string{"split", "kill one"}, true); err != nil || len(list) != 2 || list[0].name != "split" {
+	if list, err := choose([]string{"split", "kill one"}, true, true); err != nil || len(list) != 2 || list[0].name != "split" {
 		t.Errorf("%v, %v", list, err)
 	}
-	if _, err := choose([]string{"meteor"}, false); err == nil {
+	if _, err := choose([]string{"meteor"}, false, true); err == nil {
 		t.Error("a fault that there is not")
 	}
-	if _, err := choose([]string{"full disk"}, true); err == nil {
+	if _, err := choose([]string{"full disk"}, true, true); err == nil {
 		t.Error("a fault that takes root, without")
 	}
-	if list, err := choose(nil, true); err != nil || len(list) < 15 || slices.ContainsFunc(list, func(k kind) bool { return k.root }) {
+	if list, err := choose(nil, true, true); err != nil || len(list) < 15 || slices.ContainsFunc(list, func(k kind) bool { return k.root }) {
 		t.Errorf("%d kinds without root, %v", len(list), err)
 	}
-	if list, err := choose(nil, false); err != nil || len(list) != len(kinds) {
+	if list, err := choose(nil, false, true); err != nil || len(list) != len(kinds) {
 		t.Errorf("%d kinds of %d, %v", len(list), len(kinds), err)
+	}
+	if _, err := choose([]string{"ring"}, false, false); err == nil {
+		t.Error("a fault that takes more nodes")
+	}
+	if list, err := choose(nil, false, false); err != nil || len(list) != len(kinds)-4 || slices.ContainsFunc(list, func(k kind) bool { return k.spare }) {
+		t.Errorf("%d kinds of %d with three nodes, %v", len(list), len(kinds), err)
 	}
 	seen := map[string]bool{}
 	for _, k := range kinds {

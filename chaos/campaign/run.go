@@ -73,7 +73,10 @@ func orDefault[T comparable](v *T, d T) {
 // the database, whose faults are Report.Violations.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	cfg.setDefaults()
-	kinds, err := choose(cfg.Kinds, cfg.Rootless)
+	if cfg.Nodes < 3 {
+		return nil, fmt.Errorf("%d nodes: want 3 at least", cfg.Nodes)
+	}
+	kinds, err := choose(cfg.Kinds, cfg.Rootless, cfg.Nodes > max(3, cfg.Replicas))
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +175,7 @@ func (c *campaign) steps(ctx context.Context, kinds int) error {
 		if err := c.step(ctx, c.plan.next()); err != nil {
 			return err
 		}
+		c.bed.listen()
 		if wrong, _ := c.bed.unexplained(); len(wrong) > 0 {
 			return nil // what follows would say less and less
 		}
