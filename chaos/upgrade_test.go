@@ -26,6 +26,9 @@ func buildPrevious(t *testing.T) string {
 	if command(t, "", "git", "cat-file", "-e", rev+"^{commit}").code != 0 {
 		rev = previousCommit
 	}
+	if command(t, "", "git", "cat-file", "-e", rev+"^{commit}").code != 0 {
+		t.Skipf("NOT SHOWN: this clone has no history down to %s (git fetch --unshallow --tags)", previousRelease)
+	}
 	src, bin := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "abacusd")
 	command(t, "", "git", "worktree", "add", "--detach", "--force", src, rev).must(t)
 	t.Cleanup(func() { _ = exec.Command("git", "worktree", "remove", "--force", src).Run() })
