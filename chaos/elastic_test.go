@@ -15,19 +15,7 @@ import (
 // types: every write is answered within five seconds of its first try, all that were acknowledged are read back, replicas and leaders are even
 // after each step, and a node that was removed ends by itself.
 func TestToolsGrowAndShrink(t *testing.T) {
-	c, err := proc.Create(proc.Config{Dir: t.TempDir(), Abacusd: abacusd, Nodes: 9, Shards: 16, Replicas: 3, DieWithParent: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			logTails(t, c)
-		}
-		if err := c.Kill(); err != nil {
-			t.Error(err)
-		}
-		c.Release()
-	})
+	c := createCluster(t, proc.Config{Nodes: 9, Shards: 16, Replicas: 3})
 	start := func(from, to int) {
 		t.Helper()
 		for n := from; n <= to; n++ {

@@ -56,13 +56,27 @@ func run(m *testing.M) int {
 // When the test fails, the end of each node's log is shown.
 func startCluster(t *testing.T, cfg proc.Config) *proc.Cluster {
 	t.Helper()
+	c := createCluster(t, cfg)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, c)
+	return c
+}
+
+// createCluster is startCluster that starts nothing yet; the program is ours, unless the test has another.
+func createCluster(t *testing.T, cfg proc.Config) *proc.Cluster {
+	t.Helper()
 	if cfg.Dir == "" {
 		cfg.Dir = t.TempDir()
 	}
-	cfg.Abacusd, cfg.DieWithParent = abacusd, true
+	if cfg.Abacusd == "" {
+		cfg.Abacusd = abacusd
+	}
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 3
 	}
+	cfg.DieWithParent = true
 	c, err := proc.Create(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -76,10 +90,6 @@ func startCluster(t *testing.T, cfg proc.Config) *proc.Cluster {
 		}
 		c.Release()
 	})
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	waitReady(t, c)
 	return c
 }
 

@@ -27,7 +27,7 @@ func buildPrevious(t *testing.T) string {
 		rev = previousCommit
 	}
 	if command(t, "", "git", "cat-file", "-e", rev+"^{commit}").code != 0 {
-		t.Skipf("NOT SHOWN: this clone has no history down to %s (git fetch --unshallow --tags)", previousRelease)
+		t.Fatalf("this clone has no history down to %s (git fetch --unshallow --tags)", previousRelease)
 	}
 	src, bin := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "abacusd")
 	command(t, "", "git", "worktree", "add", "--detach", "--force", src, rev).must(t)
@@ -44,19 +44,7 @@ func buildPrevious(t *testing.T) string {
 // new is refused until all nodes understand it and somebody has said so; and that no old node gets in afterwards. In the end every acknowledged write is read back.
 func TestToolsUpgrade(t *testing.T) {
 	old := buildPrevious(t)
-	c, err := proc.Create(proc.Config{Dir: t.TempDir(), Abacusd: old, Nodes: 4, Shards: 4, Replicas: 3, DieWithParent: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			logTails(t, c)
-		}
-		if err := c.Kill(); err != nil {
-			t.Error(err)
-		}
-		c.Release()
-	})
+	c := createCluster(t, proc.Config{Abacusd: old, Nodes: 4, Shards: 4, Replicas: 3})
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -148,6 +148,9 @@ func (n *Node) clusterStatus() clusterStatus {
 
 // drainNotes say how far nodes that drain are, and which shards they cannot get rid of.
 func (n *Node) drainNotes(m sharding.Map) (notes []string) {
+	if !slices.ContainsFunc(m.Nodes, func(nd sharding.Node) bool { return nd.Draining }) {
+		return nil
+	}
 	planned := map[sharding.ShardID]bool{}
 	for _, w := range sharding.PlanDrains(m, n.mayTake) {
 		planned[w.Shard] = true

@@ -126,6 +126,11 @@ func (s Shard) On(node NodeID) (Replica, bool) {
 	return Replica{}, false
 }
 
+// place is where a replica stands in the shard's list, -1 if it is not in it.
+func (s Shard) place(id ReplicaID) int {
+	return slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == id })
+}
+
 // Clone returns a copy that shares nothing with m. Whoever changes a map
 // changes a clone, because routers and readers hold the one before.
 func (m Map) Clone() Map {
@@ -229,8 +234,8 @@ func (m Map) validateShards(f *faults) {
 			f.add("shard %d follows %d: ids must be unique and in order", s.ID, m.Shards[i-1].ID)
 		}
 		if mv := s.Move; mv != nil {
-			from := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == mv.From })
-			to := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == mv.To })
+			from := s.place(mv.From)
+			to := s.place(mv.To)
 			if from < 0 || to < 0 || from == to {
 				f.add("shard %d: a move of %q to %q: both must be replicas of it", s.ID, mv.From, mv.To)
 			}
@@ -360,12 +365,8 @@ func ValidateTransition(old, new Map) error {
 
 // moveStep says what is wrong with how a shard's move changes in a step. It begins with its new replica, and ends with one of its two.
 func moveStep(was, now Shard) string {
-	had := func(id ReplicaID) bool {
-		return slices.ContainsFunc(was.Replicas, func(r Replica) bool { return r.ID == id })
-	}
-	has := func(id ReplicaID) bool {
-		return slices.ContainsFunc(now.Replicas, func(r Replica) bool { return r.ID == id })
-	}
+	had := func(id ReplicaID) bool { return was.place(id) >= 0 }
+	has := func(id ReplicaID) bool { return now.place(id) >= 0 }
 	a, b := was.Move, now.Move
 	switch {
 	case a == nil && b == nil:
@@ -413,7 +414,7 @@ func placedAt(r Replica) (epoch uint64, ok bool) {
 // than the replica cannot know, and says no.
 func (m Map) Removed(shard ShardID, id ReplicaID) bool {
 	s, ok := m.Shard(shard)
-	if !ok || slices.ContainsFunc(s.Replicas, func(r Replica) bool { return r.ID == id }) {
+	if !ok || s.place(id) >= 0 {
 		return false
 	}
 	node := id[:max(strings.LastIndexByte(id, '.'), 0)]

@@ -21,7 +21,7 @@ func StartMove(m Map, shard ShardID, from ReplicaID, to NodeID) (Map, error) {
 		if s.Move != nil {
 			return fmt.Errorf("%s is being moved to %s: wait for that, or cancel it", s.Move.From, s.Move.To)
 		}
-		if !slices.ContainsFunc(s.Replicas, func(r Replica) bool { return r.ID == from }) {
+		if s.place(from) < 0 {
 			return fmt.Errorf("it has no replica %s", from)
 		}
 		if _, ok := next.Node(to); !ok {

@@ -57,9 +57,8 @@ func NextMoves(m Map, may Candidate, ready func(Shard) bool) (next Map, changed 
 		was, _ := m.Shard(s.ID)
 		return len(was.Replicas) == len(s.Replicas) && ready(s)
 	})
-	// Not while a node is only silent that would be moved to.
-	rest := PlanMoves(next, func(NodeID) bool { return true })
-	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && len(rest) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil })
+	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil }) &&
+		len(PlanMoves(next, func(NodeID) bool { return true })) == 0 // not while a node is only silent that would be moved to
 	if done {
 		next.Balance = BalanceNever
 	}
@@ -76,7 +75,7 @@ func takeBack(next *Map) (took bool) {
 		if s.Move == nil || s.Move.Paused {
 			continue
 		}
-		j := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.To })
+		j := s.place(s.Move.To)
 		if to, _ := next.Node(s.Replicas[j].Node); to.Draining {
 			s.Replicas = slices.Delete(s.Replicas, j, j+1)
 			s.Move, took = nil, true
@@ -93,8 +92,8 @@ func begin(next *Map, wishes []Wish, may Candidate, ready func(Shard) bool) (beg
 		if s.Move == nil {
 			continue
 		}
-		from := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.From })
-		to := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == s.Move.To })
+		from := s.place(s.Move.From)
+		to := s.place(s.Move.To)
 		busy[s.Replicas[to].Node]++
 		if may(s.Replicas[to].Node) {
 			busy[s.Replicas[from].Node]++
@@ -103,7 +102,7 @@ func begin(next *Map, wishes []Wish, may Candidate, ready func(Shard) bool) (beg
 	for _, w := range wishes {
 		i := slices.IndexFunc(next.Shards, func(s Shard) bool { return s.ID == w.Shard })
 		s := &next.Shards[i]
-		j := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == w.From })
+		j := s.place(w.From)
 		from := s.Replicas[j].Node
 		if busy[from] >= MovesAtOnce || busy[w.To] >= MovesAtOnce || !ready(*s) {
 			continue

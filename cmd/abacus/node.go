@@ -23,30 +23,10 @@ others. Each of these can be repeated after any failure.`,
   abacus node drain n3 && abacus node remove n3
   abacus node replace n3 n6               # n6 was started with abacusd --join`,
 	}
-	cmd.AddCommand(newNodeListCommand(a), newNodeDrainCommand(a), newNodeReplaceCommand(a), newNodeRemoveCommand(a),
+	cmd.AddCommand(newListCommand(a, "List nodes with what they hold and what was said of them", func(st client.Status) any { return st.Nodes }, printNodes), newNodeDrainCommand(a), newNodeReplaceCommand(a), newNodeRemoveCommand(a),
 		newNodeVerb(a, "cordon", "Have a node get no more replicas; what it has stays", "cordoned: it gets no more replicas"),
 		newNodeVerb(a, "uncordon", "Let a node have replicas again, and end its draining", "in use again; moves that were begun go on"))
 	return cmd
-}
-
-func newNodeListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "list",
-		Short: "List nodes with what they hold and what was said of them",
-		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
-				st, err := c.Status(ctx)
-				if err != nil {
-					return err
-				}
-				if a.json() {
-					return writeJSON(cmd.OutOrStdout(), st.Nodes)
-				}
-				return printNodes(cmd.OutOrStdout(), st)
-			})
-		},
-	}
 }
 
 func printNodes(w io.Writer, st client.Status) error {

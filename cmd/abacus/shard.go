@@ -24,17 +24,18 @@ func newShardCommand(a *app) *cobra.Command {
   abacus shard move 3 n1 n4               # the replica of shard 3 on n1 goes to n4
   abacus shard pause 3 && abacus shard resume 3`,
 	}
-	cmd.AddCommand(newShardListCommand(a), newShardMoveCommand(a),
+	cmd.AddCommand(newListCommand(a, "List shards with their replicas and the moves under way", func(st client.Status) any { return st.Shards }, printShards), newShardMoveCommand(a),
 		newShardVerb(a, "pause", "Have the move of a shard's replica stand still", "stands still; its copy may still arrive"),
 		newShardVerb(a, "resume", "Let the move of a shard's replica go on", "goes on"),
 		newShardVerb(a, "cancel", "Take the move of a shard's replica back", "is taken back"))
 	return cmd
 }
 
-func newShardListCommand(a *app) *cobra.Command {
+// newListCommand lists a part of the cluster's status.
+func newListCommand(a *app, short string, part func(client.Status) any, print func(io.Writer, client.Status) error) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List shards with their replicas and the moves under way",
+		Short: short,
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
@@ -43,9 +44,9 @@ func newShardListCommand(a *app) *cobra.Command {
 					return err
 				}
 				if a.json() {
-					return writeJSON(cmd.OutOrStdout(), st.Shards)
+					return writeJSON(cmd.OutOrStdout(), part(st))
 				}
-				return printShards(cmd.OutOrStdout(), st)
+				return print(cmd.OutOrStdout(), st)
 			})
 		},
 	}
