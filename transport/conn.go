@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/abacusdb/abacus/transport/cert"
 )
 
 // peerConn is a connection whose hello was accepted.
@@ -21,16 +23,26 @@ type peerConn struct {
 	try  attempt         // of who holds outbox.writing
 	idle time.Duration   // a read that waits longer fails; 0 waits for ever
 	last atomic.Int64    // when bytes last came in, since epoch
+	// stats count its bytes; a pipe to ourselves has its own, which nobody reads.
+	stats *counters
+	// generation is that of the certificates that a connection we opened was made with; 0: none.
+	generation uint64
 }
 
 // epoch is any moment of the monotonic clock.
 var epoch = time.Now()
 
-func newPeerConn(conn net.Conn) *peerConn {
-	c := &peerConn{Conn: conn}
+func (t *TCP) newPeerConn(conn net.Conn) *peerConn {
+	c := &peerConn{Conn: conn, stats: &t.stats}
+	if conn.LocalAddr().Network() == "pipe" {
+		c.stats = &counters{}
+	}
 	if s, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
 		c.try.run = c.try.write
+	}
+	if p, ok := conn.(*provenConn); ok {
+		c.generation = p.generation
 	}
 	c.last.Store(int64(time.Since(epoch)))
 	c.r = bufio.NewReaderSize(c, readBufferBytes)
@@ -46,7 +58,14 @@ func (c *peerConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.last.Store(int64(time.Since(epoch)))
+		c.stats.bytesIn.Add(uint64(n))
 	}
+	return n, err
+}
+
+func (c *peerConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.stats.bytesOut.Add(uint64(n))
 	return n, err
 }
 
@@ -63,7 +82,7 @@ func (t *TCP) dialer(to string) func(context.Context) (net.Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("resolve %s: %w", to, err)
 		}
-		return t.cfg.Dial(ctx, addr)
+		return t.dial(ctx, addr, to)
 	}
 }
 
@@ -89,7 +108,7 @@ func (t *TCP) open(ctx context.Context, h hello, dial func(context.Context) (net
 	if err != nil {
 		return nil, t.openError(ctx, err)
 	}
-	conn := newPeerConn(raw)
+	conn := t.newPeerConn(raw)
 	if !t.remember(conn) {
 		raw.Close()
 		return nil, Errorf(CodeClosed, "this node's transport is closed")
@@ -139,6 +158,7 @@ func (t *TCP) openError(ctx context.Context, err error) *Error {
 	}
 	e := Errorf(CodeUnavailable, "connect: %v", err)
 	e.refused = errors.Is(err, syscall.ECONNREFUSED)
+	e.untrusted = t.cfg.TLS != nil && cert.IsRefusal(err)
 	return e
 }
 
@@ -228,6 +248,7 @@ func (c *peerConn) tryWrite(b []byte) (n int, err error) {
 	c.try.b, c.try.n, c.try.err = b, 0, nil
 	err = c.raw.Write(c.try.run)
 	n, c.try.b = max(c.try.n, 0), nil
+	c.stats.bytesOut.Add(uint64(n))
 	if err == nil {
 		err = c.try.err
 	}

@@ -43,6 +43,13 @@ const (
 	CodeTimeout
 	// CodeNotFound: there is no such thing (a job, a record).
 	CodeNotFound
+	// CodeSlotsMoved: the shard does not own all slots that were asked about, or does not yet; certainly
+	// not executed. The same question to their present owner will be answered.
+	CodeSlotsMoved
+	// CodeWrongEra: the peer belongs to this cluster in another era: one of the two has missed a recovery.
+	CodeWrongEra
+	// CodeNoPin: the replica does not hold the pinned view that was asked for; certainly not executed.
+	CodeNoPin
 )
 
 // Error is an error with a number. It compares by Code with errors.Is.
@@ -51,6 +58,8 @@ type Error struct {
 	Detail string
 	// refused: nobody listens at the peer's address.
 	refused bool
+	// untrusted: one side does not take the other's certificate, or has none.
+	untrusted bool
 }
 
 func (e *Error) Error() string {
@@ -85,14 +94,14 @@ func CodeOf(err error) Code {
 func Certain(err error) bool {
 	switch CodeOf(err) {
 	case CodeUnavailable, CodeWrongCluster, CodeWrongNode, CodeNoMethod, CodeTooLarge, CodeBadRequest,
-		CodeNotLeader, CodeNoReplica, CodeBusy, CodeRefused, CodeClosed, CodeConflict, CodeTimeout, CodeNotFound:
+		CodeNotLeader, CodeNoReplica, CodeBusy, CodeRefused, CodeClosed, CodeConflict, CodeTimeout, CodeNotFound, CodeSlotsMoved, CodeWrongEra, CodeNoPin:
 		return true
 	}
 	return false
 }
 
 var codeNames = [...]string{"unknown error", "peer unavailable", "link lost", "wrong cluster", "wrong node", "no such method",
-	"too large", "bad request", "not leader", "no such replica", "busy", "uncertain", "refused", "closed", "conflict", "timeout", "not found"}
+	"too large", "bad request", "not leader", "no such replica", "busy", "uncertain", "refused", "closed", "conflict", "timeout", "not found", "slots moved", "wrong era", "no such pin"}
 
 func (c Code) String() string {
 	if int(c) < len(codeNames) {

@@ -32,6 +32,8 @@ type lane struct {
 	until   time.Time // ... and until when calls fail with it at once
 	backoff time.Duration
 	closed  bool
+	// renewing: run waits for a moment without a call under way.
+	renewing bool
 }
 
 func newLane(t *TCP, to string, ln Lane) *lane {
@@ -182,6 +184,7 @@ func (l *lane) run() {
 			default:
 				select {
 				case <-ctx.Done():
+					broke = time.Time{} // we are the one that ends
 				case <-time.After(minBackoff):
 				}
 			}
@@ -189,6 +192,12 @@ func (l *lane) run() {
 		}
 		l.connected()
 		err = l.serve(ctx, conn)
+		if errors.Is(err, errRenewed) {
+			l.fail(false, nil, Errorf(CodeLinkLost, "link to %s: %v", l.to, err))
+			broke = time.Time{}
+			l.out.signal() // what waits goes over the next
+			continue
+		}
 		if broke = (time.Time{}); ctx.Err() == nil && l.lane == LaneControl { // one lane tells it for all
 			broke = time.Now()
 		}
@@ -227,13 +236,13 @@ func (l *lane) refuse(err error) {
 	refusal := AsError(err)
 	l.t.stats.linkErrors.Add(1)
 	l.out.mu.Lock()
-	known := l.refusal != nil && l.refusal.Code == refusal.Code
+	known := l.refusal != nil && l.refusal.Code == refusal.Code && l.refusal.untrusted == refusal.untrusted
 	l.backoff = min(max(2*l.backoff, minBackoff), maxBackoff)
 	// Jitter, so that nodes that lost a peer together do not return together.
 	l.until = time.Now().Add(l.backoff/2 + rand.N(l.backoff/2))
 	l.refusal = refusal
 	l.out.mu.Unlock()
-	if !known && (refusal.Code == CodeWrongCluster || refusal.Code == CodeWrongNode) {
+	if !known && (refusal.Code == CodeWrongCluster || refusal.Code == CodeWrongNode || refusal.Code == CodeWrongEra || refusal.untrusted) {
 		l.t.log.Warn("peer refused the link", "peer", l.to, "lane", l.lane, "err", refusal)
 	} else if !known {
 		l.t.log.Debug("peer not reached", "peer", l.to, "lane", l.lane, "err", refusal)
@@ -248,7 +257,7 @@ func (l *lane) connected() {
 	l.refusal, l.backoff = nil, 0
 }
 
-// fail ends all calls: those in the outbox with unsent, the others with sent.
+// fail ends all calls: those in the outbox with unsent, the others with sent. Without unsent, those in the outbox stay there.
 func (l *lane) fail(closed bool, unsent, sent *Error) {
 	if closed {
 		unsent = Errorf(CodeClosed, "this node's transport is closed")
@@ -258,11 +267,16 @@ func (l *lane) fail(closed bool, unsent, sent *Error) {
 	l.closed = l.closed || closed
 	var ended []*call
 	gen := l.out.gen
-	for _, c := range l.pending {
+	for id, c := range l.pending {
+		if c.gen == gen && unsent == nil {
+			continue
+		}
 		ended = append(ended, c)
+		delete(l.pending, id)
 	}
-	clear(l.pending)
-	l.out.buf = l.out.buf[:0]
+	if unsent != nil {
+		l.out.buf = l.out.buf[:0]
+	}
 	l.out.mu.Unlock()
 	for _, c := range ended {
 		if c.gen == gen {
@@ -298,7 +312,7 @@ func (l *lane) setConn(conn *peerConn) {
 	l.out.rest = nil
 	l.out.mu.Lock()
 	defer l.out.mu.Unlock()
-	l.conn = conn
+	l.conn, l.renewing = conn, false
 }
 
 // runWrite sends what gathers in the outbox, and asks a silent peer whether it
@@ -307,13 +321,19 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 	tick := time.NewTicker(l.t.cfg.PingEvery)
 	defer tick.Stop()
 	var asked time.Time // when the ping was sent that is not answered yet
+	var renew renewal
 	for {
 		select {
 		case <-readerDone: // what is in the outbox would be sent into the void
 			return nil
 		default:
 		}
-		if any, err := l.out.flush(conn, l.t.cfg.WriteTimeout, nil); err != nil {
+		if l.renew(conn, &renew) {
+			return errRenewed
+		}
+		if renew.holds {
+			// Nothing more goes out.
+		} else if any, err := l.out.flush(conn, l.t.cfg.WriteTimeout, nil); err != nil {
 			return fmt.Errorf("write: %w", err)
 		} else if any {
 			l.t.stats.writes.Add(1)
@@ -327,6 +347,9 @@ func (l *lane) runWrite(ctx context.Context, conn *peerConn, readerDone <-chan s
 		case <-l.out.wake:
 			runtime.Gosched() // who else is about to send shares the write
 		case <-tick.C:
+			if renew.holds {
+				continue
+			}
 			heard := conn.heard()
 			switch {
 			case !asked.IsZero() && heard.After(asked):
@@ -378,6 +401,9 @@ func (l *lane) answered(id uint64, body []byte, err error) {
 	l.out.mu.Lock()
 	c := l.pending[id]
 	delete(l.pending, id)
+	if l.renewing {
+		l.out.signal()
+	}
 	l.out.mu.Unlock()
 	if c != nil { // else its caller gave up
 		c.finish(body, err)

@@ -25,5 +25,11 @@ const (
 	MethodSeed                  // store: ask for a copy of a shard's state
 	MethodSeedState             // store: that copy, a stream
 	MethodHeartbeats            // store: heartbeats of several shards (in order, on LaneControl)
+	MethodUsers                 // node: fetch the list of users
+	MethodRecover               // node: steps of a recovery from the loss of a majority
+	MethodTaskStatus            // compute: master asks a worker how far a task is, and to leave its tail to others
+	MethodTaskFetch             // compute: an idle node asks a master for work
+	MethodShardJobForget        // compute: coordinator → master: what the shard's log remembers of a job can go
+	MethodChecksum              // node: a piece of a replica's hash, or a comparison of a shard's replicas
 	MethodEnd
 )

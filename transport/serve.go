@@ -1,11 +1,13 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -93,8 +95,11 @@ func (t *TCP) release() {
 func (t *TCP) serve(raw net.Conn) {
 	defer t.forget(raw)
 	t.handshakes.Add(1)
-	conn := newPeerConn(raw)
+	conn := t.newPeerConn(raw)
 	h, refusal, err := t.greet(conn)
+	if err == nil && refusal == nil {
+		refusal = proven(&h, raw)
+	}
 	t.handshakes.Add(-1)
 	if err != nil {
 		t.stats.refused.Add(1)
@@ -152,8 +157,22 @@ func (t *TCP) judge(h *hello) *Error {
 		return nil // who is not in a cluster yet may call, and be called
 	case own == "":
 		return Errorf(CodeUnavailable, "node %s belongs to no cluster yet", t.cfg.Self)
+	case withoutEra(h.cluster) == withoutEra(own) && h.kind == kindCall:
+		return nil
+	case withoutEra(h.cluster) == withoutEra(own):
+		return Errorf(CodeWrongEra, "node %s is in era %s of its cluster, not in %s: the cluster was recovered without one of the two", t.cfg.Self, eraOf(own), eraOf(h.cluster))
 	}
 	return Errorf(CodeWrongCluster, "node %s belongs to cluster %q, not %q", t.cfg.Self, own, h.cluster)
+}
+
+func withoutEra(cluster string) string {
+	id, _, _ := strings.Cut(cluster, "+")
+	return id
+}
+
+func eraOf(cluster string) string {
+	_, era, _ := strings.Cut(cluster, "+")
+	return cmp.Or(era, "0")
 }
 
 func (t *TCP) serveLink(conn *peerConn, h hello, off *offset) {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/abacusdb/abacus/transport/cert"
 )
 
 // Config says who this node is and how it reaches the others.
@@ -22,6 +24,8 @@ type Config struct {
 	Self string
 	// ClusterID returns the id of this node's cluster, "" while it belongs to
 	// none. It is asked on every connection, as a node that joins learns it late.
+	// A + and what follows is its era: links and streams are refused to who is of another,
+	// while a CallAddr may still ask what it has missed.
 	ClusterID func() string
 	// Addr is the host:port to listen on. Ignored with Listener.
 	Addr string
@@ -31,6 +35,12 @@ type Config struct {
 	Resolve func(node string) (addr string, err error)
 	// Dial connects; nil is a net.Dialer.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+
+	// TLS, if it is set, has both sides of every connection between nodes prove themselves with certificates that are bound to node
+	// ids. Default: nobody proves anything.
+	TLS *cert.Source
+	// AllowPlaintext, with TLS, takes nodes without TLS in, and calls them without: for the time in which TLS is turned on node by node.
+	AllowPlaintext bool
 
 	// MaxFrame bounds a request or an answer, in bytes (default 72 MiB, so that
 	// a command of 64 MiB fits). On LaneControl the bound is 1 MiB.
@@ -177,6 +187,9 @@ func Listen(cfg Config) (*TCP, error) {
 			return nil, fmt.Errorf("listen for peers on %s: %w", cfg.Addr, err)
 		}
 	}
+	if cfg.TLS != nil {
+		l = cfg.TLS.Listen(l, cert.Options{Auth: cert.AuthNode, Plaintext: cfg.AllowPlaintext, Hint: wantsTLS})
+	}
 	var seed [8]byte
 	rand.Read(seed[:])
 	t := &TCP{
@@ -262,7 +275,7 @@ func (t *TCP) CallAddr(ctx context.Context, addr string, m Method, req []byte) (
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	conn, err := t.open(ctx, hello{kind: kindCall, lane: LaneCall}, func(ctx context.Context) (net.Conn, error) {
-		return t.cfg.Dial(ctx, addr)
+		return t.dial(ctx, addr, "")
 	})
 	if err != nil {
 		return nil, err
@@ -444,15 +457,23 @@ type Stats struct {
 	Links      uint64 // connections opened to peers
 	LinkErrors uint64 // connections that failed or were refused
 	Refused    uint64 // accepted connections that were turned away
+	Untrusted  uint64 // connections to us whose certificate was not taken, or that had none
+
+	// BytesIn and BytesOut are what came from and went to others, before TLS.
+	BytesIn, BytesOut uint64
 }
 
 type counters struct {
-	sent, served, writes, late, busy, links, linkErrors, refused atomic.Uint64
+	sent, served, writes, late, busy, links, linkErrors, refused, bytesIn, bytesOut atomic.Uint64
 }
 
 // Stats returns the counts.
 func (t *TCP) Stats() Stats {
 	c := &t.stats
-	return Stats{c.sent.Load(), c.served.Load(), c.writes.Load(), c.late.Load(), c.busy.Load(),
-		c.links.Load(), c.linkErrors.Load(), c.refused.Load()}
+	s := Stats{c.sent.Load(), c.served.Load(), c.writes.Load(), c.late.Load(), c.busy.Load(),
+		c.links.Load(), c.linkErrors.Load(), c.refused.Load(), 0, c.bytesIn.Load(), c.bytesOut.Load()}
+	if l, ok := t.listener.(*cert.Listener); ok {
+		s.Untrusted = l.Failed()
+	}
+	return s
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -48,6 +49,24 @@ func TestHelloIsJudged(t *testing.T) {
 	wantCode(t, err, CodeWrongCluster)
 	_, err = other.Stream(in(t, 5*time.Second), "b", mStream, nil, strings.NewReader(""), 0)
 	wantCode(t, err, CodeWrongCluster)
+
+	// One of another era of the cluster may ask what it has missed, and no more.
+	for era, of := range map[string]string{"c1+1": "0", "c1": "1"} {
+		id.Store(map[string]string{"c1+1": "c1", "c1": "c1+1"}[era])
+		late := c.node("e"+of, func(cfg *Config) { cfg.ClusterID = func() string { return era } })
+		for ln := range Lanes {
+			_, err = late.Call(in(t, 5*time.Second), "b", ln, mEcho, nil)
+			wantCode(t, err, CodeWrongEra)
+		}
+		_, err = late.Stream(in(t, 5*time.Second), "b", mStream, nil, strings.NewReader(""), 0)
+		wantCode(t, err, CodeWrongEra)
+		if got, err := late.CallAddr(in(t, 5*time.Second), c.at["b"], mEcho, []byte("map?")); err != nil || string(got) != ":map?" {
+			t.Fatalf("of another era: %q, %v", got, err)
+		}
+		_, err = other.CallAddr(in(t, 5*time.Second), c.at["b"], mEcho, nil)
+		wantCode(t, err, CodeWrongCluster)
+	}
+	id.Store("c1")
 
 	// One that wants to join has no cluster yet: it may ask, and no more.
 	joiner := c.node("j", func(cfg *Config) { cfg.ClusterID = nil })
@@ -331,6 +350,38 @@ func TestMaxInFlight(t *testing.T) {
 		_, err := a.Call(ctx, "b", LaneCall, mBlock, nil)
 		return err == nil
 	})
+}
+
+// What goes out here comes in there, calls, answers and streams alike, and each end counts all of it; what a node tells itself is no traffic.
+func TestBytesAreCounted(t *testing.T) {
+	c := newCluster(t)
+	const size = 300 << 10
+	b := c.listen("b", nil)
+	b.HandleStream(mStream, func(_ context.Context, _ string, _ []byte, body io.Reader, _ int64) ([]byte, error) {
+		_, err := io.Copy(io.Discard, body)
+		return nil, err
+	})
+	b.Start()
+	a := c.node("a", nil)
+	if _, err := a.Call(in(t, 5*time.Second), "a", LaneCall, mEcho, make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if st := a.Stats(); st.BytesIn != 0 || st.BytesOut != 0 {
+		t.Errorf("%d bytes came and %d went, and nobody else was called", st.BytesIn, st.BytesOut)
+	}
+	if _, err := a.Call(in(t, 5*time.Second), "b", LaneCall, mEcho, make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Stream(in(t, 5*time.Second), "b", mStream, nil, bytes.NewReader(make([]byte, size)), size); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both have counted the same", func() bool {
+		at, to := a.Stats(), b.Stats()
+		return at.BytesOut == to.BytesIn && at.BytesIn == to.BytesOut
+	})
+	if st := a.Stats(); st.BytesOut < 2*size || st.BytesOut > 2*size+4096 || st.BytesIn < size || st.BytesIn > size+4096 {
+		t.Errorf("%d bytes went and %d came, with a call and a stream of %d there and one back", st.BytesOut, st.BytesIn, size)
+	}
 }
 
 // Closing while calls wait for a connection that does not come.

@@ -101,6 +101,10 @@ func NewReader(src io.Reader, lim Limits) *Reader {
 	return &Reader{src: src, lim: lim.withDefaults(), bulk: -1}
 }
 
+// SetLimits replaces the limits, between two calls of ReadPipeline. They hold for what has not been parsed yet: with a
+// MaxPipeline of 1 that is everything behind the command handed over last.
+func (r *Reader) SetLimits(lim Limits) { r.lim = lim.withDefaults() }
+
 // ReadPipeline waits for one complete command and appends it to dst together
 // with every other one that has arrived complete, up to the limits. It never
 // waits for a second. The arguments stay valid until the next call, so dst is

@@ -96,6 +96,10 @@ func (nd *node) Stream(ctx context.Context, to string, m transport.Method, heade
 		if sendErr != nil && !errors.Is(sendErr, io.ErrClosedPipe) {
 			return nil, sendErr
 		}
+		// The end of the caller ends the handler too, which then may answer before this is seen.
+		if ctx.Err() != nil {
+			return nil, transport.Errorf(transport.CodeLinkLost, "stream to %s: %v", to, context.Cause(ctx))
+		}
 		if nd.net.lost(to, nd.id) {
 			return nil, transport.Errorf(transport.CodeLinkLost, "stream to %s: no answer", to)
 		}
