@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"math/rand/v2"
+	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/fsm/planted"
 	"github.com/hashicorp/raft"
 )
 
@@ -30,23 +33,31 @@ type applier struct {
 	revision int64
 	total    slotCount
 	init     *command.Init
+	// changed is the index of the last entry that changed what views show: keys, as far as they are there, or which slots are the shard's. A
+	// key that ends is purged by the entry that moves the clock past its deadline, or others are, and that counts.
+	// life is random and tells it from what another state had under the same index. Neither is replicated.
+	changed, life uint64
 	// deadline is at or below the earliest one; exact unless deadlineLoose.
 	deadline      int64
 	deadlineLoose bool
 
 	counts slotTable
-	owned  [command.Slots]bool
+	own    ownership
 	sess   *sessions
 
 	// What changed since the last checkpoint froze the state.
 	dirty      slotSet // slots whose counts did
 	initIsNew  bool
+	ownNew     bool
 	sessFrozen uint64 // sessions used up to here were frozen
 
 	answering bool // the answers of the command are read, or remembered
 	records   []recordChange
+	pins      []pinCommand // of the entry, for when the whole of it is applied
 
 	keyBuf, ttlBuf []byte
+
+	capture *Capture // notes what changes in some slots; nil as a rule
 }
 
 type recordChange struct {
@@ -66,7 +77,7 @@ func (a *applier) state(durable uint64) *state {
 	if a.deadlineLoose {
 		a.findDeadline()
 	}
-	return &state{applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records, file: a.layers.file.bytes, init: a.init}
+	return &state{fileTx: a.layers.file.tx.ID(), fileSize: a.layers.file.tx.Size(), applied: a.index, durable: durable, term: a.term, clock: a.clock, deadline: a.deadline, records: a.total.records - a.own.hidden.records, file: a.layers.file.bytes, init: a.init, leaving: a.own.leaving(), opened: a.sess.opened}
 }
 
 // entry applies one log entry. It returns the batch's id if somebody waits for the results.
@@ -131,10 +142,14 @@ func (a *applier) refuses(c *command.Command) (command.Result, bool) {
 		return command.Err(command.CodeUninitialized), true
 	}
 	switch c.Op {
-	case command.OpRecordSet, command.OpRecordDelete, command.OpSessionOpen, command.OpSessionCheck:
+	case command.OpRecordSet, command.OpRecordDelete, command.OpSessionOpen, command.OpSessionCheck, command.OpSessionSkip:
 	default:
-		if int(c.Slot) >= len(a.owned) || !a.owned[c.Slot] {
+		switch {
+		case c.Op.IsSlots(), c.Op.IsPin():
+		case int(c.Slot) >= len(a.own.of) || a.own.of[c.Slot] < owned:
 			return command.Err(command.CodeWrongShard), true
+		case a.own.of[c.Slot] == leaving && !planted.Is(planted.FreezeLate):
+			return command.Err(command.CodeSlotsMoving), true
 		}
 	}
 	if err := c.Validate(a.init.Limits); err != nil {
@@ -175,8 +190,19 @@ func (a *applier) run(c *command.Command, index uint64) command.Result {
 		return a.doRecordDelete(c)
 	case command.OpSessionOpen:
 		return a.sess.open(uint64(c.Int))
+	case command.OpSessionSkip:
+		return a.sess.skip(uint64(c.Int))
 	case command.OpMulti:
 		return a.doMulti(c, index)
+	case command.OpPin:
+		a.pins = append(a.pins, pinCommand{id: uint64(c.Int), ttl: time.Duration(c.TTL) * time.Millisecond})
+		return command.Int(int64(index))
+	case command.OpUnpin:
+		a.pins = append(a.pins, pinCommand{id: uint64(c.Int), end: true})
+		return command.OK()
+	}
+	if c.Op.IsSlots() {
+		return a.doSlots(c)
 	}
 	if c.Op.IsRead() {
 		return a.read(c)
@@ -208,6 +234,10 @@ func (a *applier) load(slot uint16, key []byte) entry {
 func (a *applier) put(slot uint16, key, value []byte, deadline int64, old entry) {
 	a.keyBuf = appendKey(a.keyBuf[:0], slot, key)
 	a.layers.put(inKeys, a.keyBuf, value, deadline, a.index, old.row)
+	a.changed = a.index
+	if a.capture != nil {
+		a.capture.note(slot, a.keyBuf, len(value))
+	}
 	if old.stored {
 		a.count(slot, 0, int64(len(value)-len(old.value)))
 	} else {
@@ -231,6 +261,10 @@ func (a *applier) remove(slot uint16, key []byte, old entry) {
 	}
 	a.keyBuf = appendKey(a.keyBuf[:0], slot, key)
 	a.layers.remove(inKeys, a.keyBuf, old.row)
+	a.changed = a.index
+	if a.capture != nil {
+		a.capture.note(slot, a.keyBuf, 0)
+	}
 	if old.deadline != 0 {
 		a.unschedule(old.deadline, slot, key)
 	}
@@ -241,6 +275,9 @@ func (a *applier) remove(slot uint16, key []byte, old entry) {
 func (a *applier) count(slot uint16, records, bytes int64) {
 	a.counts.at(slot).add(records, bytes)
 	a.total.add(records, bytes)
+	if a.own.of[slot] < owned {
+		a.own.hidden.add(records, bytes)
+	}
 	a.dirty.add(slot)
 }
 
@@ -360,18 +397,10 @@ func (a *applier) doInit(c *command.Command, index uint64) command.Result {
 }
 
 func (a *applier) setInit(in *command.Init) {
-	a.init = in
+	a.init, a.changed = in, a.index
 	if in != nil {
 		a.sess.shard = in.Shard
-	}
-	clear(a.owned[:])
-	if in == nil {
-		return
-	}
-	for _, r := range in.Slots {
-		for s := int(r.From); s <= int(r.To); s++ {
-			a.owned[s] = true
-		}
+		a.own.mark(in.Slots, owned)
 	}
 }
 
@@ -443,11 +472,19 @@ func (f *FSM) load(gen *generation) (_ *state, _ []recordChange, err error) {
 		return nil, nil, corrupt(err)
 	}
 	a := &f.ap
+	if a.capture != nil { // its owner has lost the lead, and more
+		a.capture.lost = true
+	}
 	*a = applier{
 		f: f, layers: layers{active: newLayer(), file: file}, index: h.applied, term: h.term, clock: h.clock, revision: h.revision,
 		total: h.total, counts: counts, sess: sess, sessFrozen: sess.used, keyBuf: a.keyBuf, ttlBuf: a.ttlBuf,
+		life: rand.Uint64(),
 	}
 	a.setInit(h.init)
+	if err := a.own.restore(h.init, h.own); err != nil {
+		return nil, nil, corrupt(err)
+	}
+	a.countHidden()
 	a.findDeadline() // from 0 on
 	var records []recordChange
 	a.layers.walk(inRecords, nil, func(k []byte, r row) bool {

@@ -29,6 +29,7 @@ type frozen struct {
 	// sessions are encoded, or nil if they are to be deleted.
 	sessions map[uint64][]byte
 	gone     []byte // nil: not new
+	own      []byte // nil: not new
 }
 
 // checkpointing is what others may know of a checkpoint under way. Immutable.
@@ -187,6 +188,9 @@ func (f *FSM) freeze() (*frozen, error) {
 	if a.initIsNew {
 		fz.init, a.initIsNew = a.init.Encode(), false
 	}
+	if a.ownNew {
+		fz.own, a.ownNew = a.own.encode(), false
+	}
 	for slot := range a.dirty.all {
 		fz.counts[slot] = a.counts.get(slot)
 	}
@@ -230,7 +234,7 @@ func (f *FSM) thaw(fz *frozen) error {
 	st := *f.st.Load()
 	f.durable = fz.head.applied
 	st.durable = min(f.durable, st.applied) // a batch may be half applied
-	st.file = file.bytes
+	st.file, st.fileSize, st.fileTx = file.bytes, file.tx.Size(), file.tx.ID()
 	f.publish(&st)
 	f.overlay.Store(a.layers.active.bytes)
 	f.mu.Unlock()
@@ -256,6 +260,11 @@ func (z *frozen) write(breathe func()) (err error) {
 		meta := tx.Bucket(bucketMeta)
 		if z.init != nil {
 			if err := meta.Put(metaInit, z.init); err != nil {
+				return err
+			}
+		}
+		if z.own != nil {
+			if err := meta.Put(metaOwn, appendChecked(nil, metaOwn, z.own)); err != nil {
 				return err
 			}
 		}

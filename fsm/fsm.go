@@ -9,10 +9,13 @@
 // the same state. ApplyBatch changes memory only: it never waits for a disk, but to
 // read what is not in memory.
 //
-// FSM.runCheckpoints is the other loop. It folds what was applied into the file, in
+// FSM.runCheckpoints is the second loop. It folds what was applied into the file, in
 // one large, sorted, synced transaction that also holds the applied index and the
 // sessions. What is not in the file yet, the log has: raft may forget an entry only when
 // Persist has seen a checkpoint at or above it.
+//
+// pins.run is the third. It ends the views that an entry has had this replica keep (command.OpPin), when their time is over or they
+// hold too much. Whether a replica has a pin is no part of its state, and nothing that is applied depends on it.
 //
 // # Who owns what
 //
@@ -25,6 +28,7 @@
 //	generation one state file and how many use it; Restore makes the next one, and
 //	           the last user of an old one removes it
 //	View       copies of the layers and a transaction of its own, at one index
+//	pins       mu guards the views that are kept for jobs, who reads them, and why they ended
 //
 // # Time
 //
@@ -88,6 +92,12 @@ type Config struct {
 	Fatal func(error)
 	// CloseTimeout bounds how long Close waits for views; default 5 s.
 	CloseTimeout time.Duration
+	// Pins bounds what pins cost this replica.
+	Pins PinLimits
+	// Room says whether so many bytes more may be written beside the state, for the sake of a pin. It must not wait. nil: yes.
+	Room func(bytes int64) bool
+	// PinTurn, if not nil, is shared by the state machines of a node, so that one at a time copies what a pin reads.
+	PinTurn *Turn
 }
 
 // Applied is what ApplyBatch returns for an entry.
@@ -131,6 +141,8 @@ type FSM struct {
 
 	waitMu  sync.Mutex
 	waiters []waiter
+
+	pins *pins
 }
 
 var _ raft.BatchingFSM = (*FSM)(nil)
@@ -144,7 +156,11 @@ type state struct {
 	deadline int64 // the earliest; noDeadline if there is none
 	records  int64 // stored, with those that have ended and are not purged yet
 	file     int64 // bytes of the file's pages in use
+	fileSize int64 // bytes of all its pages
+	fileTx   int   // the transaction that wrote them
 	init     *command.Init
+	leaving  []command.SlotRange // frozen
+	opened   uint64              // sessions, by their count
 }
 
 const noDeadline = math.MaxInt64
@@ -177,6 +193,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 	}
 	f := &FSM{cfg: cfg, log: cfg.Log, dir: dir, gen: gen, done: make(chan struct{}), kick: make(chan struct{}, 1),
 		turn: NewTurn()}
+	f.pins = newPins(f)
 	st, records, err := f.load(gen)
 	if err != nil {
 		gen.release()
@@ -187,6 +204,7 @@ func Open(dir string, cfg Config) (*FSM, error) {
 	f.stagger()
 	f.tell(records)
 	f.wg.Go(f.runCheckpoints)
+	f.wg.Go(f.pins.run)
 	return f, nil
 }
 
@@ -237,6 +255,10 @@ func (f *FSM) apply(l *raft.Log, records []recordChange) (results []command.Resu
 	}
 	a.records = records
 	results, batch = a.entry(l)
+	if len(a.pins) > 0 {
+		f.pins.applied(f.gen, a)
+		a.pins = a.pins[:0]
+	}
 	records, a.records = a.records, nil
 	return results, batch, records
 }
@@ -276,6 +298,9 @@ func (f *FSM) Init() (command.Init, bool) {
 	}
 	return command.Init{}, false
 }
+
+// SessionCount is the count of the last session that the shard made: the lower 48 bits of its id.
+func (f *FSM) SessionCount() uint64 { return f.st.Load().opened }
 
 // Repeats is how many commands were answered from the session table, because they had
 // been carried out before, since Open.
@@ -394,6 +419,7 @@ func (f *FSM) Close() error {
 	f.mu.Unlock()
 
 	f.wg.Wait()
+	f.pins.close()
 	file.close()
 	gen.release()
 	timeout := time.NewTimer(f.cfg.CloseTimeout)

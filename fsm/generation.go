@@ -27,6 +27,8 @@ type generation struct {
 	path string
 	db   *bolt.DB
 	log  *slog.Logger
+	// mapped is the address space that the file has at least, in bytes.
+	mapped int64
 
 	mu      sync.Mutex
 	users   int  // the FSM itself, views, streams
@@ -62,6 +64,12 @@ func (g *generation) release() {
 	close(g.ended)
 }
 
+func (g *generation) isRetired() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.retired
+}
+
 // retire is the FSM letting go of a generation that another has replaced.
 func (g *generation) retire() {
 	g.mu.Lock()
@@ -87,6 +95,10 @@ func openLatest(dir string, mmap int, log *slog.Logger) (*generation, error) {
 	var old []uint64
 	for _, e := range entries {
 		name := e.Name()
+		if strings.HasPrefix(name, pinPrefix) {
+			removeQuietly(log, filepath.Join(dir, name))
+			continue
+		}
 		if !strings.HasPrefix(name, "state-") {
 			continue
 		}
@@ -194,7 +206,7 @@ func openGeneration(dir string, n uint64, mmap int, log *slog.Logger) (*generati
 		}
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	return &generation{n: n, path: path, db: db, log: log, users: 1, ended: make(chan struct{})}, nil
+	return &generation{n: n, path: path, db: db, log: log, mapped: int64(mmap), users: 1, ended: make(chan struct{})}, nil
 }
 
 // create makes an empty state file. It gets its name only when it is whole.

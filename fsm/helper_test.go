@@ -160,14 +160,14 @@ func (m *machine) checkState() (hash uint64) {
 	counts := map[uint16]slotCount{}
 	var total slotCount
 	deadlines := map[string]bool{}
-	v.scan(0, command.Slots-1, nil, func(slot uint16, key []byte, e entry) bool {
-		size := int64(len(key) + len(e.value))
+	v.scan(0, command.Slots-1, nil, func(slot uint16, key []byte, r *row) bool {
+		size := int64(len(key) + len(r.value))
 		n := counts[slot]
 		n.add(1, size)
 		counts[slot] = n
 		total.add(1, size)
-		if e.deadline != 0 {
-			deadlines[string(new(applier).ttlKey(e.deadline, slot, key))] = true
+		if r.deadline != 0 {
+			deadlines[string(new(applier).ttlKey(r.deadline, slot, key))] = true
 		}
 		return true
 	})

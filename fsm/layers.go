@@ -173,11 +173,15 @@ func (f *fileLayer) get(tree int, key []byte) (r row, found bool) {
 }
 
 func (f *fileLayer) decode(tree int, key, v []byte) row {
-	r, err := decodeRow(tree, key, v)
-	if err != nil {
+	var r row
+	f.decodeTo(&r, tree, key, v)
+	return r
+}
+
+func (f *fileLayer) decodeTo(r *row, tree int, key, v []byte) {
+	if err := r.decode(tree, key, v); err != nil {
 		panic(&CorruptError{Path: f.path, Reason: err.Error()})
 	}
-	return r
 }
 
 // asDamage is what bbolt does with a damaged file, which is to panic or to
@@ -198,6 +202,9 @@ type cursor struct {
 	b    *bolt.Cursor
 	// What b stands at; k is nil at its end.
 	k, v []byte
+	// What advance has come to. The key and the value are good for as long as the layers are.
+	key []byte
+	row row
 	// inFile: bbolt is at work, and a panic is its.
 	inFile bool
 }
@@ -255,9 +262,16 @@ func (c *cursor) seek(key []byte) {
 	c.inFile = false
 }
 
-// next returns the row that the cursor stands at and goes on. The key and
-// the value are good for as long as the layers are.
+// next is advance for who has a use for a copy.
 func (c *cursor) next() (key []byte, r row, ok bool) {
+	if !c.advance() {
+		return nil, row{}, false
+	}
+	return c.key, c.row, true
+}
+
+// advance goes on to the next row, and says whether there is one.
+func (c *cursor) advance() bool {
 	for {
 		at := -1 // which of mem has the smallest key, the upper one if both have
 		for i := range c.mem {
@@ -267,36 +281,38 @@ func (c *cursor) next() (key []byte, r row, ok bool) {
 		}
 		if at < 0 {
 			if c.k == nil {
-				return nil, row{}, false
+				return false
 			}
-			return c.nextOfFile()
+			c.takeOfFile()
+			return true
 		}
 		k := c.mem[at].it.key()
-		key, r = asBytes(k), c.mem[at].it.row()
 		if c.k != nil {
-			switch d := bytes.Compare(c.k, key); {
+			switch d := bytes.Compare(c.k, asBytes(k)); {
 			case d < 0:
-				return c.nextOfFile()
+				c.takeOfFile()
+				return true
 			case d == 0:
 				c.step()
 			}
 		}
+		c.key, c.row = asBytes(k), c.mem[at].it.row()
 		for i := range c.mem {
 			if m := &c.mem[i]; m.ok && m.it.key() == k {
 				m.ok = m.it.next()
 			}
 		}
-		if !r.dead {
-			r.below = true // as far as the cursor's user can tell
-			return key, r, true
+		if !c.row.dead {
+			c.row.below = true // as far as the cursor's user can tell
+			return true
 		}
 	}
 }
 
-func (c *cursor) nextOfFile() ([]byte, row, bool) {
-	key, r := c.k, c.file.decode(c.tree, c.k, c.v)
+func (c *cursor) takeOfFile() {
+	c.key = c.k
+	c.file.decodeTo(&c.row, c.tree, c.k, c.v)
 	c.step()
-	return key, r, true
 }
 
 func (c *cursor) step() {

@@ -17,7 +17,8 @@ import (
 //	records   name → crc (4), revision (8), value
 //	slots     slot (2) → records (8), bytes (8), removed (8)
 //	sessions  id (8) → crc (4), a session: see session.encode
-//	meta      "format" → 2; "state" → the header; "init" → command.Init; "gone" → floors of sessions
+//	meta      "format" → 2; "state" → the header; "init" → command.Init; "gone" → floors of sessions;
+//	          "own" → crc (4), slots that change hands: see ownership.encode
 //
 // A slot range is a run of "keys": tasks and scans over slots read neighbours.
 // changed is the log index of the entry that set the key, removed that of the
@@ -49,6 +50,7 @@ var (
 	metaInit   = []byte("init")
 	metaGone   = []byte("gone")
 	metaSum    = []byte("sum")
+	metaOwn    = []byte("own")
 )
 
 // The kind of a stored value.
@@ -128,22 +130,22 @@ func encodedSize(tree int, r row) int {
 	return 4 + 1 + 8 + 8 + len(r.value)
 }
 
-// decodeRow reads a stored row and checks it; the value lies in v.
-func decodeRow(tree int, key, v []byte) (row, error) {
-	r := row{below: true, mapped: true}
+// decode reads a stored row and checks it; the value lies in v. In place: a scan reads millions.
+func (r *row) decode(tree int, key, v []byte) error {
+	*r = row{below: true, mapped: true}
 	if tree == inTTL {
 		if len(v) != 0 {
-			return r, fmt.Errorf("deadline %x has a value", key)
+			return fmt.Errorf("deadline %x has a value", key)
 		}
-		return r, nil
+		return nil
 	}
 	if len(v) < 4+8 || binary.BigEndian.Uint32(v) != checksum(key, v[4:]) {
-		return r, fmt.Errorf("the checksum of key %x does not match", key)
+		return fmt.Errorf("the checksum of key %x does not match", key)
 	}
 	v = v[4:]
 	if tree == inRecords {
 		r.changed, r.value = binary.BigEndian.Uint64(v), v[8:]
-		return r, nil
+		return nil
 	}
 	switch kind := v[0]; {
 	case kind == kindPlain && len(v) >= 9:
@@ -151,9 +153,9 @@ func decodeRow(tree int, key, v []byte) (row, error) {
 	case kind == kindExpires && len(v) >= 17:
 		r.changed, r.deadline, r.value = binary.BigEndian.Uint64(v[1:]), int64(binary.BigEndian.Uint64(v[9:])), v[17:]
 	default:
-		return r, fmt.Errorf("key %x has a value of unknown kind %d, %d bytes", key, kind, len(v))
+		return fmt.Errorf("key %x has a value of unknown kind %d, %d bytes", key, kind, len(v))
 	}
-	return r, nil
+	return nil
 }
 
 func appendKey(buf []byte, slot uint16, key []byte) []byte {
@@ -174,7 +176,8 @@ type header struct {
 	revision int64
 	// opened is how many sessions this shard has made, used how often any was used.
 	opened, used uint64
-	init         *command.Init // kept apart, under "init"
+	init         *command.Init // kept apart, under "init", as is
+	own          []byte        // under "own"; nil if slots never changed hands
 }
 
 const headerBytes = 8 * 8
@@ -242,5 +245,17 @@ func readHeader(tx *bolt.Tx, path string) (header, error) {
 		}
 		h.init = &in
 	}
+	if v := meta.Get(metaOwn); v != nil {
+		if len(v) < 5 || binary.BigEndian.Uint32(v) != checksum(metaOwn, v[4:]) {
+			return header{}, &CorruptError{Path: path, Reason: "the checksum of the slots that change hands does not match"}
+		}
+		h.own = clone(v[4:])
+	}
 	return h, nil
+}
+
+// appendChecked appends a value after its checksum, which is also that of its name.
+func appendChecked(buf, name, v []byte) []byte {
+	buf = binary.BigEndian.AppendUint32(buf, checksum(name, v))
+	return append(buf, v...)
 }

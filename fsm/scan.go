@@ -34,6 +34,9 @@ func (v *View) ScanPage(cursor uint64, count int, slots [2]uint16, match func(ke
 	visits := 0
 	whole := max(count, scanWhole)
 	for at, n, ok := v.counts.next(int(slot)); ok && at <= slots[1]; at, n, ok = v.counts.next(int(at) + 1) {
+		if !v.shows(at) {
+			continue
+		}
 		if at != slot {
 			slot, pos = at, 0
 		}
@@ -43,8 +46,8 @@ func (v *View) ScanPage(cursor uint64, count int, slots [2]uint16, match func(ke
 		stored := n.records
 		visits += int(stored)
 		if pos == 0 && stored <= int64(whole) {
-			v.scan(slot, slot, prefix, func(_ uint16, key []byte, e entry) bool {
-				if e.visible && (match == nil || match(key)) {
+			v.scan(slot, slot, prefix, func(_ uint16, key []byte, r *row) bool {
+				if v.visible(r) && (match == nil || match(key)) {
 					keys = append(keys, clone(key))
 				}
 				return true
@@ -67,8 +70,8 @@ func (v *View) scanSlot(keys [][]byte, slot uint16, pos uint64, limit int, match
 	// First pass: the highest position of the page.
 	var top maxHeap
 	more := false
-	v.scan(slot, slot, prefix, func(_ uint16, key []byte, e entry) bool {
-		if !e.visible {
+	v.scan(slot, slot, prefix, func(_ uint16, key []byte, r *row) bool {
+		if !v.visible(r) {
 			return true
 		}
 		p := scanPosition(key)
@@ -88,8 +91,8 @@ func (v *View) scanSlot(keys [][]byte, slot uint16, pos uint64, limit int, match
 		return keys, 0
 	}
 	last = top[0]
-	v.scan(slot, slot, prefix, func(_ uint16, key []byte, e entry) bool {
-		if e.visible {
+	v.scan(slot, slot, prefix, func(_ uint16, key []byte, r *row) bool {
+		if v.visible(r) {
 			if p := scanPosition(key); p > pos && p <= last && (match == nil || match(key)) {
 				keys = append(keys, bytes.Clone(key))
 			}

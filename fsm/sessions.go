@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -48,6 +49,10 @@ type answerKey struct {
 	slot uint16
 }
 
+func compareAnswers(a, b answerKey) int {
+	return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.slot, b.slot))
+}
+
 // sessions is a shard's session table. It is replicated state: it is changed by
 // entries only, in the order of the log.
 type sessions struct {
@@ -93,6 +98,12 @@ func (t *sessions) open(id uint64) command.Result {
 	t.hash ^= s.hash()
 	t.touch(s)
 	return command.Int(int64(id))
+}
+
+// skip has the next session made have a higher count than n. It goes into the header with the next checkpoint, as the count does.
+func (t *sessions) skip(n uint64) command.Result {
+	t.opened = max(t.opened, min(n, 1<<originBits-1))
+	return command.Int(int64(t.opened))
 }
 
 // unknown says why an id is not in the table.
@@ -276,15 +287,7 @@ func (s *session) encode(buf []byte) []byte {
 	for k := range s.answers {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b answerKey) int {
-		if a.seq != b.seq {
-			if a.seq < b.seq {
-				return -1
-			}
-			return 1
-		}
-		return int(a.slot) - int(b.slot)
-	})
+	slices.SortFunc(keys, compareAnswers)
 	for _, k := range keys {
 		buf = binary.BigEndian.AppendUint64(buf, k.seq)
 		buf = binary.BigEndian.AppendUint16(buf, k.slot)

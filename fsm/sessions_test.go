@@ -312,3 +312,21 @@ func TestMulti(t *testing.T) {
 	m.wants(once, "[1]")
 	m.wants(once, "[1]")
 }
+
+// After a recovery the shard gives no id again that it may have given before.
+func TestSessionSkip(t *testing.T) {
+	m := newMachine(t, testConfig())
+	first := m.opens()
+	m.wants(num(command.Command{Op: command.OpSessionSkip}, 1<<32), "4294967296")
+	m.wants(num(command.Command{Op: command.OpSessionSkip}, 5), "4294967296") // never back
+	if got := m.f.SessionCount(); got != 1<<32 {
+		t.Errorf("count %d", got)
+	}
+	if err := m.f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	m.reopen(len(m.logs))
+	if second := m.opens(); second != 1<<48|1<<32+1 || second == first {
+		t.Errorf("session %x after %x", second, first)
+	}
+}

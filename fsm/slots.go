@@ -90,6 +90,8 @@ type slotSet [command.Slots / 64]uint64
 
 func (s *slotSet) add(slot uint16) { s[slot/64] |= 1 << (slot % 64) }
 
+func (s *slotSet) has(slot uint16) bool { return s[slot/64]&(1<<(slot%64)) != 0 }
+
 // all goes through the set in order.
 func (s *slotSet) all(yield func(slot uint16) bool) {
 	for i, word := range s {

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -36,7 +37,11 @@ func usedRuns(f *fileLayer) []run {
 	}
 	defer file.Close()
 	pageSize := int64(f.tx.DB().Info().PageSize)
-	list, ok := freelistOf(file, pageSize, uint64(f.tx.ID()))
+	metas, err := metaPages(f.tx)
+	if err != nil {
+		return all
+	}
+	list, ok := freelistOf(bytes.NewReader(metas), pageSize, uint64(f.tx.ID()))
 	if !ok {
 		return all
 	}
@@ -58,7 +63,7 @@ func usedRuns(f *fileLayer) []run {
 	return runs
 }
 
-// freelistOf is the page of the list of free pages that a transaction's meta page names. The older of the two metas may be another's by now.
+// freelistOf is the page of the list of free pages that a transaction's meta page names. The metas are those of the transaction: in the file they may be another's by now.
 func freelistOf(file io.ReaderAt, pageSize int64, txid uint64) (page uint64, ok bool) {
 	for i := range int64(2) {
 		var m [boltMetaBytes]byte

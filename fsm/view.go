@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 
 	"github.com/abacusdb/abacus/fsm/command"
 )
@@ -21,9 +20,19 @@ type View struct {
 	layers layers
 	index  uint64
 	clock  int64
+	life   uint64 // see applier
+	change uint64
 	head   header
 	counts slotTable
 	sess   uint64 // hash of the session table
+	own    []byte // slots that change hands, as they are stored; nil if none ever did
+	// hides are slots whose rows are not the shard's to show: not yet, or not any more. nil: there are none.
+	hides  *slotSet
+	hidden slotCount // what is in them
+	slots  []command.SlotRange
+	// pin is what the view is one reader of, with the file and the transaction that it reads for it; nil: they are its own.
+	pin *pin
+	src *source
 
 	keyBuf []byte
 	// ended counts the keys that are stored but have ended, slot by slot; nil
@@ -45,12 +54,36 @@ func (f *FSM) View() (v *View, err error) {
 		f.gen.release()
 		return nil, fmt.Errorf("open view: %w", err)
 	}
-	a := &f.ap
-	return &View{
-		f: f, gen: f.gen, open: true, layers: layers{active: a.layers.active.copy(), frozen: a.layers.frozen, file: file},
-		index: a.index, clock: a.clock, head: a.header(), counts: a.counts.share(), sess: a.sess.hash,
-	}, nil
+	return f.ap.view(f.gen, file), nil
 }
+
+// view makes a view of the state as it is now. The caller holds FSM.mu for writing.
+func (a *applier) view(gen *generation, file *fileLayer) *View {
+	v := &View{
+		f: a.f, gen: gen, open: true, layers: layers{active: a.layers.active.copy(), frozen: a.layers.frozen, file: file},
+		index: a.index, clock: a.clock, life: a.life, change: a.changed, head: a.header(), counts: a.counts.share(), sess: a.sess.hash, own: a.own.changed(),
+	}
+	if a.init != nil {
+		v.slots = a.init.Slots
+	}
+	if a.own.out != nil {
+		v.slots = a.own.ranges(owned)
+	}
+	if a.own.hidden.records == 0 && a.own.out == nil {
+		return v
+	}
+	v.hides = new(slotSet)
+	for s, c, ok := v.counts.next(0); ok; s, c, ok = v.counts.next(int(s) + 1) {
+		if a.own.of[s] != owned {
+			v.hides.add(s)
+			v.hidden.add(c.records, c.bytes)
+		}
+	}
+	return v
+}
+
+// shows says whether what is stored in a slot is the shard's.
+func (v *View) shows(slot uint16) bool { return v.hides == nil || !v.hides.has(slot) }
 
 // Close ends the view. It may be called twice.
 func (v *View) Close() {
@@ -58,6 +91,10 @@ func (v *View) Close() {
 		return
 	}
 	v.open = false
+	if v.pin != nil {
+		v.f.pins.leave(v.pin, v.src)
+		return
+	}
 	v.layers.file.close()
 	v.gen.release()
 }
@@ -65,14 +102,22 @@ func (v *View) Close() {
 // Index is the log index that the view stands at.
 func (v *View) Index() uint64 { return v.index }
 
+// Version is the same for views of this state machine that show the same keys and values, of the same slots: nothing has changed between
+// them. It means nothing to another replica, or after a restart.
+func (v *View) Version() [2]uint64 { return [2]uint64{v.life, v.change} }
+
 // Clock is the shard's time at that index.
 func (v *View) Clock() int64 { return v.clock }
+
+// Slots are the slots that the shard served at that index, in order: what it owned but for what was frozen, whose
+// state may have been another shard's already. The view shows the keys of these slots and no others. Do not change them.
+func (v *View) Slots() []command.SlotRange { return v.slots }
 
 // Get returns the value of a key.
 func (v *View) Get(slot uint16, key []byte) ([]byte, bool) {
 	defer v.f.guard(nil)
 	e := v.load(slot, key)
-	return e.value, e.visible
+	return e.value, e.visible && v.shows(slot)
 }
 
 func (v *View) load(slot uint16, key []byte) entry {
@@ -84,22 +129,25 @@ func (v *View) load(slot uint16, key []byte) entry {
 // Scan calls fn for every key in the slots from..to, both included, that begins
 // with prefix, slot by slot in key order, until fn says false.
 func (v *View) Scan(from, to uint16, prefix []byte, fn func(slot uint16, key, value []byte) bool) error {
-	v.scan(from, to, prefix, func(slot uint16, key []byte, e entry) bool {
-		return !e.visible || fn(slot, key, e.value)
+	v.scan(from, to, prefix, func(slot uint16, key []byte, r *row) bool {
+		return !v.visible(r) || !v.shows(slot) || fn(slot, key, r.value)
 	})
 	return nil
 }
 
+// visible says whether a row that is stored has not ended.
+func (v *View) visible(r *row) bool { return r.deadline == 0 || r.deadline > v.clock }
+
 // scan visits everything stored, keys that have ended included.
-func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []byte, e entry) bool) {
+func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []byte, r *row) bool) {
 	defer v.f.guard(nil)
 	c := v.layers.cursor(inKeys)
 	defer c.guard()()
 	if len(prefix) == 0 {
 		c.seek(appendKey(nil, from, nil))
-		for k, r, ok := c.next(); ok; k, r, ok = c.next() {
-			slot, key := splitKey(k)
-			if slot > to || !fn(slot, key, seen(r, true, v.clock)) {
+		for c.advance() {
+			slot, key := splitKey(c.key)
+			if slot > to || !fn(slot, key, &c.row) {
 				return
 			}
 		}
@@ -110,8 +158,8 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 	for slot, _, ok := v.counts.next(int(from)); ok && slot <= to; slot, _, ok = v.counts.next(int(slot) + 1) {
 		start = appendKey(start[:0], slot, prefix)
 		c.seek(start)
-		for k, r, ok := c.next(); ok && bytes.HasPrefix(k, start); k, r, ok = c.next() {
-			if !fn(slot, k[2:], seen(r, true, v.clock)) {
+		for c.advance() && bytes.HasPrefix(c.key, start) {
+			if !fn(slot, c.key[2:], &c.row) {
 				return
 			}
 		}
@@ -120,6 +168,9 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 
 // SlotCount is how many keys a slot has, and the bytes of those keys and their values.
 func (v *View) SlotCount(slot uint16) (records, bytes int64) {
+	if !v.shows(slot) {
+		return 0, 0
+	}
 	v.countEnded()
 	c, e := v.counts.get(slot), v.ended[slot]
 	return c.records - e.records, c.bytes - e.bytes
@@ -128,7 +179,7 @@ func (v *View) SlotCount(slot uint16) (records, bytes int64) {
 // Counts are the same for the whole shard.
 func (v *View) Counts() (records, bytes int64) {
 	v.countEnded()
-	return v.head.total.records - v.endedTotal.records, v.head.total.bytes - v.endedTotal.bytes
+	return v.head.total.records - v.hidden.records - v.endedTotal.records, v.head.total.bytes - v.hidden.bytes - v.endedTotal.bytes
 }
 
 // countEnded finds the keys that have ended and are not purged yet. Usually
@@ -144,6 +195,9 @@ func (v *View) countEnded() {
 			return false
 		}
 		slot, key := splitKey(k[8:])
+		if !v.shows(slot) {
+			return true
+		}
 		size := int64(len(key) + len(v.load(slot, key).value))
 		n := v.ended[slot]
 		n.add(1, size)
@@ -186,8 +240,8 @@ func (v *View) RandomKey(seed uint64) ([]byte, bool) {
 			continue
 		}
 		var found []byte
-		v.scan(slot, slot, nil, func(_ uint16, key []byte, e entry) bool {
-			if !e.visible {
+		v.scan(slot, slot, nil, func(_ uint16, key []byte, r *row) bool {
+			if !v.visible(r) {
 				return true
 			}
 			if at == 0 {
@@ -199,50 +253,4 @@ func (v *View) RandomKey(seed uint64) ([]byte, bool) {
 		return found, found != nil
 	}
 	return nil, false
-}
-
-// Hash sums up all that is replicated: replicas at one index have one hash. It
-// does not depend on what was purged already.
-func (v *View) Hash() uint64 {
-	h := fnv.New64a()
-	var n [8]byte
-	number := func(x uint64) {
-		binary.BigEndian.PutUint64(n[:], x)
-		h.Write(n[:])
-	}
-	text := func(b []byte) {
-		number(uint64(len(b)))
-		h.Write(b)
-	}
-	number(uint64(v.clock))
-	number(uint64(v.head.revision))
-	number(v.head.opened)
-	number(v.head.used)
-	number(v.sess)
-	for s := range command.Slots {
-		if c := v.counts.get(uint16(s)); c.removed != 0 {
-			number(uint64(s))
-			number(c.removed)
-		}
-	}
-	if v.head.init != nil {
-		text(v.head.init.Encode())
-	}
-	v.scan(0, command.Slots-1, nil, func(slot uint16, key []byte, e entry) bool {
-		if e.visible {
-			number(uint64(slot))
-			text(key)
-			number(uint64(e.deadline))
-			number(e.changed)
-			text(e.value)
-		}
-		return true
-	})
-	v.Records("", func(name string, value []byte, revision int64) bool {
-		text([]byte(name))
-		text(value)
-		number(uint64(revision))
-		return true
-	})
-	return h.Sum64()
 }

@@ -207,11 +207,7 @@ func DecodeResults(data []byte) ([]Result, error) {
 func (in *Init) Encode() []byte {
 	buf := appendBytes([]byte{initVersion}, []byte(in.ClusterID))
 	buf = binary.AppendUvarint(buf, uint64(in.Shard))
-	buf = binary.AppendUvarint(buf, uint64(len(in.Slots)))
-	for _, r := range in.Slots {
-		buf = binary.BigEndian.AppendUint16(buf, r.From)
-		buf = binary.BigEndian.AppendUint16(buf, r.To)
-	}
+	buf = appendRanges(buf, in.Slots)
 	buf = binary.AppendUvarint(buf, uint64(in.Limits.MaxKey))
 	return binary.AppendUvarint(buf, uint64(in.Limits.MaxValue))
 }
@@ -223,12 +219,7 @@ func DecodeInit(data []byte) (Init, error) {
 	var in Init
 	in.ClusterID = string(d.bytes())
 	in.Shard = d.uint32()
-	if n := d.count(4); n > 0 {
-		in.Slots = make([]SlotRange, n)
-		for i := range in.Slots {
-			in.Slots[i] = SlotRange{From: d.uint16(), To: d.uint16()}
-		}
-	}
+	in.Slots = d.ranges()
 	in.Limits.MaxKey = d.uint32()
 	in.Limits.MaxValue = d.uint32()
 	d.end()
@@ -245,12 +236,8 @@ func DecodeInit(data []byte) (Init, error) {
 
 // fault says what makes the identity unusable, or nothing.
 func (in *Init) fault() string {
-	next := 0
-	for _, r := range in.Slots {
-		if int(r.From) < next || r.To < r.From || r.To >= Slots {
-			return fmt.Sprintf("slot range %d-%d is out of order or out of bounds", r.From, r.To)
-		}
-		next = int(r.To) + 1
+	if reason := rangesFault(in.Slots); reason != "" {
+		return reason
 	}
 	if in.Limits.MaxKey == 0 || in.Limits.MaxKey > MaxKeyLimit {
 		return fmt.Sprintf("key limit %d is not in 1..%d", in.Limits.MaxKey, MaxKeyLimit)

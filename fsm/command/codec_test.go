@@ -26,6 +26,8 @@ func TestGoldenBytes(t *testing.T) {
 		{Op: OpRecordDelete, Keys: [][]byte{b("job/1")}, Int: -1},
 		{Op: OpDel, Slot: 5, Keys: [][]byte{b("k")}, Session: 3<<48 | 1, Seq: 300, Floor: 299},
 		{Op: OpMulti, Slot: 5, Keys: [][]byte{b("w")}, Values: [][]byte{AppendCommands(nil, nil), AppendIndexes(nil, []uint64{128})}},
+		{Op: OpPin, Int: 300, TTL: 60000},
+		{Op: OpUnpin, Int: 300},
 	}}
 	in := Init{ClusterID: "c1", Shard: 3, Slots: []SlotRange{{0, 99}, {200, 16383}}, Limits: DefaultLimits()}
 	results := []Result{Nil(), OK(), Int(-2), Bytes(b("v")), Bytes(nil), Array([]Result{Nil(), Bytes(b("x"))}),
@@ -35,14 +37,16 @@ func TestGoldenBytes(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		{"batch", batch.AppendTo(nil), "01ac020707" +
+		{"batch", batch.AppendTo(nil), "01ac020709" +
 			"01000000000000" + "0000" +
 			"090005" + "2f96" + "0103666f6f" + "0103626172" + "00" + "b817" +
 			"0a0000" + "0001" + "0201610162" + "02013100" + "00" + "00" +
 			"0c0000" + "3fff" + "010100" + "00" + "05" + "00" +
 			"140000" + "0000" + "01056a6f622f31" + "00" + "01" + "00" +
 			"0b8000" + "0005" + "01016b" + "00" + "00" + "00" + "818080808080c001" + "ac02" + "ab02" +
-			"170000" + "0005" + "010177" + "02" + "020100" + "03018001" + "00" + "00"},
+			"170000" + "0005" + "010177" + "02" + "020100" + "03018001" + "00" + "00" +
+			"220000" + "0000" + "00" + "00" + "d804" + "c0a907" +
+			"230000" + "0000" + "00" + "00" + "d804" + "00"},
 		{"init", in.Encode(), "01" + "026331" + "03" + "02" + "00000063" + "00c83fff" + "8008" + "808040"},
 		{"results", AppendResults(nil, results), "01" + "08" + "00" + "01" + "0203" + "030176" + "0300" + "0402" + "00" + "030178" +
 			"0502" + "00" + "00" + "0507" + "12" + "03776879"},
@@ -54,8 +58,9 @@ func TestGoldenBytes(t *testing.T) {
 	// The numbers of ops, flags, kinds and codes are as fixed as the bytes.
 	for _, n := range []struct{ got, want int }{
 		{int(OpNoop), 1}, {int(OpInit), 2}, {int(OpGet), 3}, {int(OpTTL), 8}, {int(OpSet), 9}, {int(OpPersist), 18},
-		{int(OpRecordSet), 19}, {int(OpRecordDelete), 20}, {int(OpSessionOpen), 21}, {int(OpMulti), 23}, {int(FlagIfAbsent), 1}, {int(FlagIfShorter), 512},
+		{int(OpRecordSet), 19}, {int(OpRecordDelete), 20}, {int(OpSessionOpen), 21}, {int(OpMulti), 23}, {int(OpSlotsExpect), 24}, {int(OpSlotsClear), 32}, {int(OpSessionSkip), 33}, {int(OpPin), 34}, {int(OpUnpin), 35}, {int(FlagIfAbsent), 1}, {int(FlagIfShorter), 512},
 		{int(KindError), 5}, {int(CodeNotInteger), 1}, {int(CodeBadCommand), 9}, {int(CodeSessionUnknown), 10}, {int(CodeSessionFull), 12},
+		{int(CodeSlotsMoving), 14}, {int(CodeSlotsLeft), 15},
 	} {
 		if n.got != n.want {
 			t.Errorf("a number changed: %d, was %d", n.got, n.want)

@@ -72,6 +72,51 @@ const (
 	// results, or Nil if a watched key has changed.
 	OpMulti
 
+	// Slots that change hands (architecture, decision 10), in the receiver's log. Int is the move's id where
+	// nothing else is said; moves have increasing ids. See Attempt and slots.go.
+
+	// OpSlotsExpect begins an attempt to receive the slots in Values[0] (AppendSlots). It ends every earlier
+	// attempt. → Int: the attempt's token, above all earlier ones; Nil: the move's slots are owned already; CodeSlotsLeft: rows of an earlier
+	// attempt are in the way (OpSlotsClear), and a token in Int; CodeConflict: the move was aborted, or a newer one was seen.
+	OpSlotsExpect
+	// OpSlotsLoad brings rows: part TTL of attempt Int. Keys and Values[1:] as Values[0] says (LoadRows). → OK, also
+	// for a part that was there already, or CodeConflict.
+	OpSlotsLoad
+	// OpSlotsAnswers brings what numbered commands on the slots were answered: part TTL of
+	// attempt Int. → OK or CodeConflict.
+	OpSlotsAnswers
+	// OpSlotsOwn decides the move: the slots are this shard's, if attempt Int has brought TTL parts. → OK, also
+	// when it is repeated, or CodeConflict.
+	OpSlotsOwn
+	// OpSlotsAbort decides that the move is not made, unless it was. → Int 0: it is not, and never will be; 1: the slots are owned;
+	// CodeConflict: a newer move was seen.
+	OpSlotsAbort
+
+	// The same in the giver's log.
+
+	// OpSlotsFreeze stops reads and writes of the slots in Values[0], for the attempt with token TTL: CodeSlotsMoving. → OK, or CodeConflict if other slots are
+	// frozen, or these for a later attempt.
+	OpSlotsFreeze
+	// OpSlotsThaw takes that back, if the attempt's token is below TTL. Only after that attempt has ended for good. → OK
+	OpSlotsThaw
+	// OpSlotsRelease gives the frozen slots up. Only after the receiver owns them. → OK
+	OpSlotsRelease
+
+	// OpSlotsClear removes up to Int rows of slots that are neither owned nor expected → Int: how many.
+	OpSlotsClear
+
+	// OpSessionSkip has the shard make no more sessions with a count (the lower 48 bits of an id) of Int or below → Int: the count of the last one made.
+	OpSessionSkip
+
+	// Pins: what a job reads is the state at one index, on whichever replica. Neither changes the state. Not below feature level sharding.LevelPins.
+
+	// OpPin has every replica keep a view of the state after the whole entry, under the id Int (above 0, and of no other pin), until it is taken
+	// back or was not used for TTL milliseconds of the replica's own clock. → Int: the entry's index. That says nothing about any replica: one
+	// that has too many pins keeps none.
+	OpPin
+	// OpUnpin ends pin Int, where there is one → OK
+	OpUnpin
+
 	opEnd // one past the last
 )
 
@@ -102,7 +147,7 @@ type Command struct {
 	Keys   [][]byte
 	Values [][]byte
 	Int    int64
-	// TTL in milliseconds of the shard's clock; 0 for none (OpSet, OpGetEx).
+	// TTL in milliseconds of the shard's clock; 0 for none (OpSet, OpGetEx). OpPin: see there.
 	TTL int64
 
 	// Session, if it is not 0, makes a write exactly-once: the shard carries out
@@ -189,6 +234,10 @@ const (
 	// CodeDiskFull: a disk has no room for more data. No shard ever answers with it: the
 	// leader does, before the log.
 	CodeDiskFull
+	// CodeSlotsMoving: the slot is about to be another shard's. Not carried out; it can be in a moment, here or there.
+	CodeSlotsMoving
+	// CodeSlotsLeft: slots cannot be expected while rows of an earlier attempt are stored.
+	CodeSlotsLeft
 )
 
 // Result is the answer to one command.
@@ -212,6 +261,12 @@ func Array(r []Result) Result { return Result{Kind: KindArray, Array: r} }
 func (op Op) IsRead() bool {
 	return op == OpNoop || (op >= OpGet && op <= OpTTL) || op == OpSessionCheck
 }
+
+// IsSlots says whether the command is about slots that change hands. Doing one again does no more than doing it once.
+func (op Op) IsSlots() bool { return op >= OpSlotsExpect && op <= OpSlotsClear }
+
+// IsPin says whether the command is about pins. It has no slot, and changes no state.
+func (op Op) IsPin() bool { return op == OpPin || op == OpUnpin }
 
 // SessionOrigin is the shard that made a session: its id's upper 16 bits.
 func SessionOrigin(session uint64) (shard uint32) { return uint32(session >> 48) }

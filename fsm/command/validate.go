@@ -42,11 +42,12 @@ type BadCommandError struct {
 func (e *BadCommandError) Error() string { return fmt.Sprintf("bad %v command: %s", e.Op, e.Reason) }
 
 // many stands for one or more keys, any0 for none or more; perKey for as many
-// values as keys.
+// values as keys, loaded for one more.
 const (
 	many   = -1
 	perKey = -2
 	any0   = -3
+	loaded = -4 // as many values as keys, and one
 )
 
 // shapes says for each op how many keys and values it takes and which flags.
@@ -78,6 +79,18 @@ var shapes = [opEnd]struct {
 	OpSessionOpen:  {name: "sessionopen"},
 	OpSessionCheck: {name: "sessioncheck"},
 	OpMulti:        {name: "multi", keys: any0, values: 2},
+	OpSlotsExpect:  {name: "slotsexpect", values: 1},
+	OpSlotsLoad:    {name: "slotsload", keys: any0, values: loaded},
+	OpSlotsAnswers: {name: "slotsanswers", values: 1},
+	OpSlotsOwn:     {name: "slotsown"},
+	OpSlotsAbort:   {name: "slotsabort"},
+	OpSlotsFreeze:  {name: "slotsfreeze", values: 1},
+	OpSlotsThaw:    {name: "slotsthaw"},
+	OpSlotsRelease: {name: "slotsrelease"},
+	OpSlotsClear:   {name: "slotsclear"},
+	OpSessionSkip:  {name: "sessionskip"},
+	OpPin:          {name: "pin"},
+	OpUnpin:        {name: "unpin"},
 }
 
 // String is the op's name, for logs and errors.
@@ -106,6 +119,8 @@ func (c *Command) Validate(l Limits) error {
 	switch {
 	case values == perKey:
 		values = len(c.Keys)
+	case values == loaded:
+		values = len(c.Keys) + 1
 	case c.Op == OpSet && c.Flags&FlagIfEqual != 0:
 		values = 2
 	}
@@ -131,12 +146,25 @@ func (c *Command) Validate(l Limits) error {
 	if c.Session != 0 && (c.Op.IsRead() || c.Seq == 0 || c.Floor > c.Seq) {
 		return c.bad("it is numbered wrongly")
 	}
-	if c.Op == OpMulti {
+	switch {
+	case c.Op == OpMulti:
 		return c.validateMulti(l)
+	case c.Op.IsPin() && (c.Int <= 0 || c.Session != 0): // numbered, a repeated one would be answered with the index of a pin that has ended since
+		return c.bad("it is numbered wrongly")
+	case c.Op == OpPin && (c.TTL <= 0 || c.TTL > MaxPinTTL):
+		return c.bad(fmt.Sprintf("it lives for %d ms, which is not in 1..%d", c.TTL, int64(MaxPinTTL)))
+	case c.Op == OpUnpin && c.TTL != 0:
+		return c.bad("it has no time to live")
 	}
 	what, limit := "value", int(l.MaxValue)
-	if c.Op == OpRecordSet || c.Op == OpInit {
+	switch {
+	case c.Op == OpRecordSet || c.Op == OpInit:
 		what, limit = "record", MaxRecord
+	case c.Op.IsSlots():
+		if c.Int <= 0 || c.TTL < 0 {
+			return c.bad("it is numbered wrongly")
+		}
+		limit = max(limit, MaxRecord)
 	}
 	for _, v := range c.Values {
 		if len(v) > limit {
@@ -145,6 +173,9 @@ func (c *Command) Validate(l Limits) error {
 	}
 	return nil
 }
+
+// MaxPinTTL is how long a pin may live unused at most, in milliseconds: an hour.
+const MaxPinTTL = 3600_000
 
 // MaxMulti bounds the commands of one OpMulti, and its watched keys.
 const MaxMulti = 10_000
@@ -224,6 +255,10 @@ func (c Code) String() string {
 		return "too many numbers of the session wait for their answers to be given up"
 	case CodeDiskFull:
 		return "a disk has no room for more data"
+	case CodeSlotsMoving:
+		return "the slot is moving to another shard"
+	case CodeSlotsLeft:
+		return "rows of an earlier attempt are in the way"
 	}
 	return fmt.Sprintf("code(%d)", uint8(c))
 }

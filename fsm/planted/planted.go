@@ -24,8 +24,12 @@ const (
 	AckBeforeCommit   Bug = "ack-before-commit"    // a write is answered when it is proposed
 	WrongQuorumOfFour Bug = "wrong-quorum-of-four" // two of four voters count as a majority
 	EarlyCommit       Bug = "early-commit"         // a leader counts what its own disk does not have yet
+	FreezeLate        Bug = "freeze-late"          // a shard serves slots that it has frozen for another
+	ForgetAnswers     Bug = "forget-answers"       // slots move without what numbered commands were answered
+	LoseChanges       Bug = "lose-changes"         // what changes in slots while they are copied does not move
 )
 
 // All are the planted bugs.
 var All = []Bug{LocalRead, VerifyLeaderRead, CountNonVoters, NoTermBarrier, AppliedIndexWait, LogNotMonotonic, NoSyncLog, NoSyncState,
-	SkipSessionCheck, RetryUnknown, DropAppliedSkip, EarlyCompaction, AckBeforeCommit, WrongQuorumOfFour, EarlyCommit}
+	SkipSessionCheck, RetryUnknown, DropAppliedSkip, EarlyCompaction, AckBeforeCommit, WrongQuorumOfFour, EarlyCommit,
+	FreezeLate, ForgetAnswers, LoseChanges}
