@@ -40,7 +40,9 @@ type admission struct {
 // and the cluster's own records, without which it could not heal.
 func addsNothing(c *command.Command) bool {
 	switch c.Op {
-	case command.OpInit, command.OpRecordSet, command.OpRecordDelete:
+	case command.OpInit, command.OpRecordSet, command.OpRecordDelete, command.OpSessionSkip, command.OpPin, command.OpUnpin,
+		// Slots that wait for these are served by nobody.
+		command.OpSlotsExpect, command.OpSlotsOwn, command.OpSlotsAbort, command.OpSlotsFreeze, command.OpSlotsThaw, command.OpSlotsRelease:
 		return true
 	}
 	return c.Op.IsRead()
@@ -50,7 +52,7 @@ func addsNothing(c *command.Command) bool {
 // full. What makes data less or end sooner is not; nor what sessions need to write that.
 func needsRoom(c *command.Command) bool {
 	switch c.Op {
-	case command.OpDel, command.OpGetDel, command.OpExpire, command.OpPersist, command.OpGetEx, command.OpSessionOpen:
+	case command.OpDel, command.OpGetDel, command.OpExpire, command.OpPersist, command.OpGetEx, command.OpSessionOpen, command.OpSlotsClear:
 		return false
 	case command.OpMulti:
 		inner, err := command.DecodeCommands(c.Values[0])

@@ -36,6 +36,8 @@
 // any replica. ReadStale and StaleView promise less. Probe is a committed entry still:
 // it shows that writes get through.
 //
+// Pin has every replica keep a view at one index, which Pinned opens on any of them (pins.go).
+//
 // # Certain and uncertain
 //
 // A proposal fails with an error for which transport.Certain holds only if it
@@ -48,6 +50,11 @@
 // Open tells damage of the state from damage of the log (DamageOf). Reseed mends the
 // first from a peer, with raft not running; the second ends the replica's life under
 // its id. What is read at a start is checked first: raft and bbolt believe what they find.
+//
+// # Loss of a majority
+//
+// Recover makes what a replica has that of another one, whose only voter is itself, from files alone. The id is
+// another so that nothing of the old group, wherever it lives on, can reach it (recover.go).
 //
 // # Fail-stop
 //

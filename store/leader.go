@@ -150,6 +150,9 @@ func (l *leadership) open() bool {
 			cmds = append(cmds, command.Command{Op: command.OpInit, Values: [][]byte{in.Encode()}})
 		}
 	}
+	if above := l.store.cfg.SessionsAbove; above != nil && above() > l.store.machine.SessionCount() {
+		cmds = append(cmds, command.Command{Op: command.OpSessionSkip, Int: int64(above())})
+	}
 	for l.ctx.Err() == nil {
 		l.queue.begin() // nothing else is under way
 		l.base, l.counted = time.Now(), 0

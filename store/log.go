@@ -103,6 +103,14 @@ func (l *logStore) IsMonotonic() bool { return !planted.Is(planted.LogNotMonoton
 func (l *logStore) FirstIndex() (uint64, error) { return l.inner.FirstIndex() }
 func (l *logStore) LastIndex() (uint64, error)  { return l.inner.LastIndex() }
 
+// bytesAfter is what the entries after an index take; false if the log cannot tell.
+func (l *logStore) bytesAfter(index uint64) (int64, bool) {
+	if w, ok := l.inner.(interface{ BytesAfter(uint64) int64 }); ok {
+		return w.BytesAfter(index), true
+	}
+	return 0, false
+}
+
 func (l *logStore) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 func (l *logStore) StoreLogs(logs []*raft.Log) error {

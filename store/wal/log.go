@@ -178,6 +178,24 @@ func (l *Log) GetLog(index uint64, e *raft.Log) error {
 	return nil
 }
 
+// BytesAfter is what the entries after an index take in the log.
+func (l *Log) BytesAfter(index uint64) (n int64) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	next := l.next()
+	if first := max(index+1, l.base); first < next {
+		for _, p := range l.places[first-l.base:] {
+			n += int64(p.size)
+		}
+	}
+	for i, e := range l.pending {
+		if next+uint64(i) > index {
+			n += int64(entrySize(e))
+		}
+	}
+	return n
+}
+
 // DeleteRange deletes the beginning, the end or all of the log. The end, and all, are
 // gone for good when it returns; the beginning may come back after a crash.
 func (l *Log) DeleteRange(lo, hi uint64) error {
