@@ -12,6 +12,14 @@ var ErrKnownNode = errors.New("node is in the shard map already")
 // ErrNoMove: the move is over, or was another.
 var ErrNoMove = errors.New("there is no such move under way")
 
+// ErrNoSlotMove: the slot move is over, or never was.
+var ErrNoSlotMove = errors.New("there is no such slot move")
+
+// SlotsError says why slots are not moved, or a shard is not split.
+type SlotsError struct{ Op, Why string }
+
+func (e *SlotsError) Error() string { return e.Op + ": " + e.Why }
+
 // NodeError says why something is not done to a node, and which shards forbid it.
 type NodeError struct {
 	Verb   string
@@ -22,6 +30,11 @@ type NodeError struct {
 func (e *NodeError) Error() string {
 	return fmt.Sprintf("%s node %s: %s", e.Verb, e.Node, strings.Join(e.Faults, "; "))
 }
+
+// RecoveryError says why a recovery must not be made.
+type RecoveryError struct{ Faults []string }
+
+func (e *RecoveryError) Error() string { return "recover: " + strings.Join(e.Faults, "; ") }
 
 // MapError lists what is wrong with a map, or with a step from one to the next.
 type MapError struct{ Faults []string }

@@ -6,7 +6,7 @@ import "slices"
 // such that leaders are spread as evenly as the placement of replicas allows
 // (within one of each other when every node has a replica of every shard).
 // Every node computes the same answer from the same map. A replica that is being moved away does not
-// lead, nor do nodes that drain, unless nobody else could.
+// lead, nor do nodes that drain or are taken for dead, unless nobody else could.
 func PreferredLeaders(m Map) map[ShardID]NodeID {
 	leader := make(map[ShardID]NodeID, len(m.Shards))
 	leads := make(map[NodeID]int, len(m.Nodes))
@@ -42,15 +42,15 @@ func PreferredLeaders(m Map) map[ShardID]NodeID {
 
 // fitLeaders returns for each shard the nodes that may lead it, in order of id.
 func fitLeaders(m Map) map[ShardID][]NodeID {
-	drains := make(map[NodeID]bool)
+	leaves := make(map[NodeID]bool)
 	for _, n := range m.Nodes {
-		drains[n.ID] = n.Draining
+		leaves[n.ID] = n.leaves()
 	}
 	fit := make(map[ShardID][]NodeID, len(m.Shards))
 	for _, s := range m.Shards {
 		var nodes []NodeID
 		for _, r := range s.Replicas {
-			if !drains[r.Node] && (s.Move == nil || s.Move.From != r.ID) {
+			if !leaves[r.Node] && (s.Move == nil || s.Move.From != r.ID) {
 				nodes = append(nodes, r.Node)
 			}
 		}

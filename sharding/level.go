@@ -9,8 +9,16 @@ const (
 	LevelFirst = 0
 	// LevelMoves has moves, marks of nodes, zones and balance in the map.
 	LevelMoves = 1
+	// LevelSlots has slot moves, and shards that are founded later, with no slots. It came with LevelMoves: no version has one without the other.
+	LevelSlots = LevelMoves
+	// LevelUsers has users, whom an older node would not ask for. It came with LevelMoves, too.
+	LevelUsers = LevelMoves
+	// LevelPins has pins in the shards' logs (command.OpPin), which an older node cannot read. It came with LevelMoves, too.
+	LevelPins = LevelMoves
+	// LevelJobs has jobs with filters, groups, expressions and all that job.Spec.Classic does not know. It came with LevelMoves, too.
+	LevelJobs = LevelMoves
 	// Level is the highest that this build understands.
-	Level = LevelMoves
+	Level = LevelSlots
 )
 
 // LevelError: something needs a higher feature level than the cluster's.
@@ -41,7 +49,13 @@ func RaiseLevel(m Map, understands func(NodeID) int) (next Map, changed bool, er
 
 // needs is the feature level that a map makes use of.
 func (m Map) needs() int {
-	if m.Balance != BalanceNever {
+	if m.LastSlotMove > 0 {
+		return LevelSlots
+	}
+	if m.Users {
+		return LevelUsers
+	}
+	if m.Balance != BalanceNever || m.DeadAfterMillis != 0 || Era(m.Epoch) > 0 { // v0.4 says the wrong hello, and would not learn why it is refused
 		return LevelMoves
 	}
 	for _, n := range m.Nodes {
@@ -50,7 +64,10 @@ func (m Map) needs() int {
 		}
 	}
 	for _, s := range m.Shards {
-		if s.Move != nil {
+		switch {
+		case s.Founding != "" || len(s.Slots) == 0:
+			return LevelSlots
+		case s.Move != nil:
 			return LevelMoves
 		}
 	}
@@ -62,4 +79,15 @@ func (n *Node) fit(m Map) {
 	if m.Level < LevelMoves {
 		n.Zone = ""
 	}
+}
+
+// SetUsers notes whether the cluster has users.
+func SetUsers(m Map, on bool) (next Map, changed bool, err error) {
+	if m.Users == on {
+		return m, false, nil
+	}
+	next = m.Clone()
+	next.Epoch++
+	next.Users = on
+	return next, true, ValidateTransition(m, next)
 }

@@ -140,6 +140,10 @@ func (m Map) Clone() Map {
 		m.Shards[i].Slots = slices.Clone(m.Shards[i].Slots)
 		m.Shards[i].Replicas = slices.Clone(m.Shards[i].Replicas)
 	}
+	m.SlotMoves = slices.Clone(m.SlotMoves)
+	for i := range m.SlotMoves {
+		m.SlotMoves[i].Slots = slices.Clone(m.SlotMoves[i].Slots)
+	}
 	return m
 }
 
@@ -180,9 +184,13 @@ func (m Map) Validate() error {
 	if m.Balance != BalanceNever && m.Balance != BalanceOnce && m.Balance != BalanceAlways {
 		f.add("balance %q: must be once, always or nothing", truncate(string(m.Balance)))
 	}
+	if why := badDeadAfter(m.DeadAfterMillis); why != "" {
+		f.add("%s", why)
+	}
 	m.validateNodes(&f)
 	m.validateShards(&f)
 	m.validateSlots(&f)
+	m.validateSlotMoves(&f)
 	return f.err()
 }
 
@@ -199,6 +207,9 @@ func (m Map) validateNodes(f *faults) {
 		}
 		if len(n.Zone) > MaxZone || !utf8.ValidString(n.Zone) {
 			f.add("node %q: zone %q: must be text of at most %d bytes", n.ID, truncate(n.Zone), MaxZone)
+		}
+		if n.Dead && m.DeadAfterMillis == 0 {
+			f.add("node %q: it is taken for dead in a cluster that does not do that", n.ID)
 		}
 		if _, ok := m.Node(n.Successor); n.Successor != "" && (!ok || !n.Draining || n.Successor == n.ID) {
 			f.add("node %q: its successor is %q: must be another node, and only while it drains", n.ID, truncate(n.Successor))
@@ -227,6 +238,7 @@ func (m Map) validateShards(f *faults) {
 		known[n.ID] = true
 	}
 	for i, s := range m.Shards {
+		s.validateFounding(f)
 		if s.ID == NoShard {
 			f.add("shard id %d is reserved", s.ID)
 		}
@@ -290,11 +302,15 @@ func (m Map) validateSlots(f *faults) {
 // ValidateTransition says whether the map may change from old to new in one
 // step. A step leaves every shard its majority: one replica more or one fewer, or
 // a new one in the place of one on the same node while the others are a majority.
-// Slots do not change hands here: a shard's slots are state in its own log, and
-// the map must not claim anything that the logs have not agreed on.
+// Slots change hands only by the end of one slot move: a shard's slots are state in
+// its own log, and the map must not claim anything that the logs have not agreed on.
+// A shard comes empty, for such a move, and never goes. A step to the next era is a recovery, with rules of its own.
 func ValidateTransition(old, new Map) error {
 	if err := new.Validate(); err != nil {
 		return err
+	}
+	if Era(new.Epoch) != Era(old.Epoch) {
+		return validateRecovery(old, new)
 	}
 	var f faults
 	if needs := new.needs(); needs > new.Level {
@@ -314,19 +330,15 @@ func ValidateTransition(old, new Map) error {
 			f.add("node %q: instance %q becomes %q: another directory is another node", n.ID, was.Instance, n.Instance)
 		}
 	}
-	for _, s := range new.Shards {
-		if _, ok := old.Shard(s.ID); !ok {
-			f.add("shard %d is new", s.ID)
-		}
-	}
+	slotSteps(old, new, &f)
 	for _, was := range old.Shards {
 		now, ok := new.Shard(was.ID)
 		if !ok {
 			f.add("shard %d is gone", was.ID)
 			continue
 		}
-		if !slices.Equal(was.Slots, now.Slots) {
-			f.add("shard %d: its slots change", was.ID)
+		if why := foundingStep(was, now); why != "" {
+			f.add("shard %d: %s", was.ID, why)
 		}
 		added, removed := 0, 0
 		var gone, came Replica
@@ -351,6 +363,9 @@ func ValidateTransition(old, new Map) error {
 			f.add("shard %d: %s", was.ID, why)
 		}
 		if added == 1 && removed == 1 && came.Node == gone.Node {
+			if now.Founding == came.ID {
+				continue // nothing was acknowledged in a group that is still to be founded
+			}
 			if rest, most := len(was.Replicas)-1, Majority(len(was.Replicas)); rest < most {
 				f.add("shard %d: without replica %q there are %d of %d replicas, and %d are a majority: it cannot be replaced", was.ID, gone.ID, rest, len(was.Replicas), most)
 			}

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func node(id string) Node {
@@ -166,7 +167,7 @@ func TestValidateTransition(t *testing.T) {
 		"another cluster":       {func(m *Map) { m.ClusterID = "c2" }, "never changes"},
 		"an invalid map":        {func(m *Map) { m.Nodes = nil }, "0 nodes"},
 		"a shard gone":          {func(m *Map) { m.Shards[2].Slots[0].To = Slots - 1; m.Shards = m.Shards[:3] }, "shard 3 is gone"},
-		"a shard new":           {func(m *Map) { m.Shards = append(m.Shards, Shard{ID: 9, Replicas: m.Shards[0].Replicas}) }, "shard 9 is new"},
+		"a shard new":           {func(m *Map) { m.Shards = append(m.Shards, Shard{ID: 9, Replicas: m.Shards[0].Replicas}) }, "shard 9 is new, and nobody founds it"},
 		"slots change hands":    {func(m *Map) { m.Shards[0].Slots[0].To--; m.Shards[1].Slots[0].From-- }, "its slots change"},
 		"two replicas at once":  {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:1] }, "one change a step"},
 		"one for another":       {func(m *Map) { m.Shards[1].Replicas = m.Shards[1].Replicas[:2]; addReplica(m, "n4.4") }, "one change a step"},
@@ -319,6 +320,16 @@ func TestEncodeGolden(t *testing.T) {
 	if got := string(m.Encode()); got != moved {
 		t.Fatalf("got  %s\nwant %s", got, moved)
 	}
+	m = must(t)(SetUsers(m, true))
+	withUsers := strings.NewReplacer(`"epoch":7`, `"epoch":8`, `"balance":"always",`, `"balance":"always","users":true,`).Replace(moved)
+	if got := string(m.Encode()); got != withUsers {
+		t.Fatalf("got  %s\nwant %s", got, withUsers)
+	}
+	m = edit(must(t)(SetDeadAfter(m, time.Minute)), "n2", func(n *Node) { n.Dead = true })
+	withDead := strings.NewReplacer(`"epoch":8`, `"epoch":9`, `"balance":"always",`, `"balance":"always","dead_after_ms":60000,`, `"cordoned":true}`, `"cordoned":true,"dead":true}`).Replace(withUsers)
+	if got := string(m.Encode()); got != withDead {
+		t.Fatalf("got  %s\nwant %s", got, withDead)
+	}
 }
 
 // At the first level nothing comes into the map that v0.4.0 does not understand; the level rises when all nodes do, and never falls.
@@ -329,6 +340,7 @@ func TestLevels(t *testing.T) {
 		"cordon":  func() (Map, bool, error) { return CordonNode(m, "n1") },
 		"drain":   func() (Map, bool, error) { return DrainNode(m, "n1", "", anyNode) },
 		"balance": func() (Map, bool, error) { return SetBalance(m, BalanceOnce) },
+		"users":   func() (Map, bool, error) { return SetUsers(m, true) },
 		"move":    func() (Map, bool, error) { next, err := StartMove(m, 0, "n1.1", "n4"); return next, true, err },
 	} {
 		var low *LevelError
@@ -336,6 +348,7 @@ func TestLevels(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	unchanged(t, m)(SetUsers(m, false))
 	zoned := node("n5")
 	zoned.Zone = "a"
 	next, err := PlanJoin(m, zoned)
@@ -390,6 +403,7 @@ func TestDecodeMapRefuses(t *testing.T) {
 
 func FuzzDecodeMap(f *testing.F) {
 	f.Add(cluster(f, 3, 4, 3).Encode())
+	f.Add(split(f).Encode())
 	f.Add([]byte("\x01{}"))
 	f.Add([]byte("\x02{}"))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -21,6 +21,9 @@ func StartMove(m Map, shard ShardID, from ReplicaID, to NodeID) (Map, error) {
 		if s.Move != nil {
 			return fmt.Errorf("%s is being moved to %s: wait for that, or cancel it", s.Move.From, s.Move.To)
 		}
+		if s.Founding != "" {
+			return fmt.Errorf("%s is founding it: wait for that", s.Founding)
+		}
 		if s.place(from) < 0 {
 			return fmt.Errorf("it has no replica %s", from)
 		}

@@ -74,7 +74,11 @@ func TestPlanMovesLevels(t *testing.T) {
 			}
 		}
 		before := loads(m)
+		shown := PlanAll(m, anyNode)
 		m, moves := carryOut(t, m, anyNode)
+		if len(shown) != moves {
+			t.Fatalf("seed %d: a person is shown %d moves, and %d are made", seed, len(shown), moves)
+		}
 		least, most, must := 1<<30, 0, 0
 		for _, n := range m.Nodes {
 			have := loads(m)[n.ID]

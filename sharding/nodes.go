@@ -14,8 +14,12 @@ func CordonNode(m Map, id NodeID) (next Map, changed bool, err error) {
 	return changeNode(m, id, func(n *Node) { n.Cordoned = true })
 }
 
-// UncordonNode lets a node have replicas again, and ends its draining. Moves that were begun go on.
+// UncordonNode lets a node have replicas again, and ends its draining. Moves that were begun go on. It refuses, as a *NodeError, if all that is to be taken back is what
+// the cluster itself says of the node: it would say so again.
 func UncordonNode(m Map, id NodeID) (next Map, changed bool, err error) {
+	if n, _ := m.Node(id); n.Dead && !n.Cordoned && !n.Draining {
+		return m, false, &NodeError{Verb: "uncordon", Node: id, Faults: []string{"it is taken for dead until it is heard again: start it, or have no node taken for dead with abacus node dead-after off"}}
+	}
 	return changeNode(m, id, func(n *Node) { n.Cordoned, n.Draining, n.Successor = false, false, "" })
 }
 
@@ -32,7 +36,7 @@ func DrainNode(m Map, id, successor NodeID, may Candidate) (next Map, changed bo
 			return m, false, unknownNode("drain", id, successor)
 		case to.Cordoned || to.Draining:
 			return m, false, &NodeError{Verb: "drain", Node: id, Faults: []string{fmt.Sprintf("node %s is cordoned, and takes nothing: uncordon it first", successor)}}
-		case !may(successor):
+		case to.Dead || !may(successor):
 			return m, false, &NodeError{Verb: "drain", Node: id, Faults: []string{fmt.Sprintf("node %s does not answer, or its disk is nearly full", successor)}}
 		}
 	}
@@ -93,6 +97,9 @@ func RemoveNode(m Map, id NodeID) (next Map, changed bool, err error) {
 			return m, false, &NodeError{Verb: "remove", Node: id, Faults: []string{fmt.Sprintf("node %s drains to it: uncordon that first", n.ID)}}
 		}
 	}
+	if founding := m.foundedOn(id); len(founding) > 0 {
+		return m, false, &NodeError{Verb: "remove", Node: id, Faults: []string{fmt.Sprintf("it is founding %s: wait for that, then drain it; if it is lost, start a node with its id and an empty --data-dir first", nameShards(founding))}}
+	}
 	if len(held) > 0 {
 		return m, false, &NodeError{Verb: "remove", Node: id, Faults: []string{fmt.Sprintf("it has a replica of %s: drain it first", nameShards(held))}}
 	}
@@ -100,6 +107,16 @@ func RemoveNode(m Map, id NodeID) (next Map, changed bool, err error) {
 	next.Epoch++
 	next.Nodes = slices.DeleteFunc(next.Nodes, func(n Node) bool { return n.ID == id })
 	return next, true, ValidateTransition(m, next)
+}
+
+// foundedOn lists the shards that are still to be founded by a node.
+func (m Map) foundedOn(id NodeID) (list []ShardID) {
+	for _, s := range m.Shards {
+		if _, has := s.On(id); has && s.Founding != "" {
+			list = append(list, s.ID)
+		}
+	}
+	return list
 }
 
 // Balance is when replicas are moved for the sake of evenness alone, one of the below.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func must(t *testing.T) func(Map, bool, error) Map {
@@ -125,10 +126,11 @@ func settle(t *testing.T, rng *rand.Rand, m Map, may Candidate) Map {
 		next, changed := NextMoves(m, may, func(s Shard) bool { return settled[s.ID] })
 		if changed {
 			checkStep(t, m, next, may)
+			checkBusy(t, m, next, may)
 			for i, s := range next.Shards {
 				if mv := m.Shards[i].Move; mv != nil && s.Move == nil { // taken back
 					to, _ := m.Node(mv.To[:strings.IndexByte(mv.To, '.')])
-					if !to.Draining || len(s.Replicas) != len(m.Shards[i].Replicas)-1 || mv.Paused {
+					if !to.leaves() || len(s.Replicas) != len(m.Shards[i].Replicas)-1 || mv.Paused {
 						t.Fatalf("shard %d: its move to %s is taken back", s.ID, mv.To)
 					}
 					continue
@@ -139,7 +141,8 @@ func settle(t *testing.T, rng *rand.Rand, m Map, may Candidate) Map {
 			}
 			m = next
 		}
-		open := 0
+		var open int
+		m, open = stepSlots(t, rng, m, may)
 		for _, s := range m.Shards {
 			if s.Move == nil {
 				continue
@@ -162,18 +165,24 @@ func settle(t *testing.T, rng *rand.Rand, m Map, may Candidate) Map {
 	return m
 }
 
-// checkStep is what must hold of every step: it is legal, no slot is lost, no shard has fewer replicas than before but for one whose move ends, and
-// a majority of the replicas was there before.
+// checkStep is what must hold of every step: it is legal, each slot has one owner, which is another only by a slot move that ends, no shard has fewer replicas than
+// before but for one whose move ends, and a majority of the replicas was there before, but for a shard that is still to be founded.
 func checkStep(t *testing.T, was, now Map, may Candidate) {
 	t.Helper()
 	if err := ValidateTransition(was, now); err != nil {
 		t.Fatal(err)
 	}
-	busy := map[NodeID]int{}
-	for i, s := range now.Shards {
-		old := was.Shards[i]
-		if !slices.Equal(s.Slots, old.Slots) {
-			t.Fatalf("shard %d: its slots change", s.ID)
+	checkSlotStep(t, was, now)
+	for _, s := range now.Shards {
+		old, ok := was.Shard(s.ID)
+		if !ok {
+			if len(s.Slots) > 0 || len(s.Replicas) != 1 || s.Founding != s.Replicas[0].ID {
+				t.Fatalf("it comes as %+v", s)
+			}
+			continue
+		}
+		if old.Founding == "" && s.Founding != "" {
+			t.Fatalf("shard %d is founded again", s.ID)
 		}
 		stay := 0
 		for _, r := range s.Replicas {
@@ -184,9 +193,29 @@ func checkStep(t *testing.T, was, now Map, may Candidate) {
 		if stay < Majority(len(s.Replicas)) && len(old.Replicas) > 1 {
 			t.Fatalf("shard %d: %d of %d replicas were there before", s.ID, stay, len(s.Replicas))
 		}
+		if stay == 0 && (old.Founding == "" || s.Founding == "" || len(s.Replicas) > 1) {
+			t.Fatalf("shard %d: nothing is left of %v in %v", s.ID, old.Replicas, s.Replicas)
+		}
 		if len(s.Replicas) < len(old.Replicas) && old.Move == nil {
 			t.Fatalf("shard %d: %v becomes %v", s.ID, old.Replicas, s.Replicas)
 		}
+	}
+}
+
+// checkBusy says whether what was planned has no node take part in more moves at once than it may: what an administrator has begun comes on top.
+func checkBusy(t *testing.T, was, now Map, may Candidate) {
+	t.Helper()
+	before := busyNodes(was, may)
+	for n, moves := range busyNodes(now, may) {
+		if moves > MovesAtOnce && moves > before[n] {
+			t.Fatalf("node %s takes part in %d moves", n, moves)
+		}
+	}
+}
+
+func busyNodes(m Map, may Candidate) map[NodeID]int {
+	busy := map[NodeID]int{}
+	for _, s := range m.Shards {
 		if s.Move != nil {
 			to := s.Move.To[:strings.IndexByte(s.Move.To, '.')]
 			busy[to]++
@@ -195,23 +224,20 @@ func checkStep(t *testing.T, was, now Map, may Candidate) {
 			}
 		}
 	}
-	for n, moves := range busy {
-		if moves > MovesAtOnce {
-			t.Fatalf("node %s takes part in %d moves", n, moves)
-		}
-	}
+	return busy
 }
 
-// Whatever an administrator says and whatever nodes come, go and fail, in any order: every step of the map is legal (checkStep), and
-// when it is quiet each shard has as many replicas as wanted or as there are nodes, none on a drained node, and BalanceOnce leaves
+// Whatever an administrator says and whatever nodes come, go and fail, in any order, and whatever slot moves end in: every step of the map is legal (checkStep), and
+// when it is quiet each shard has as many replicas as wanted or as there are nodes, none on a drained node, no slot move is left, and BalanceOnce leaves
 // the counts of nodes within one of each other.
 func TestNextMovesFromAnywhere(t *testing.T) {
+	returns, slotSteps, asked, dead := 0, 0, 0, 0
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		wanted := 1 + rng.IntN(4)
 		m := cluster(t, 1, 1+rng.IntN(12), wanted)
 		joined := 1
-		for range 30 {
+		for range 45 {
 			nodes := make([]NodeID, 0, len(m.Nodes))
 			for _, n := range m.Nodes {
 				nodes = append(nodes, n.ID)
@@ -220,7 +246,19 @@ func TestNextMovesFromAnywhere(t *testing.T) {
 			var next Map
 			var err error
 			changed := true
-			switch rng.IntN(8) {
+			switch rng.IntN(14) {
+			case 12:
+				next, changed, err = SetDeadAfter(m, time.Duration(rng.IntN(5))*time.Minute/2)
+			case 13: // one or two are silent, or somebody is heard again
+				silent := map[NodeID]time.Duration{one: time.Duration(rng.IntN(400)) * time.Second}
+				if rng.IntN(2) == 0 {
+					silent[nodes[rng.IntN(len(nodes))]] = time.Duration(rng.IntN(200)) * time.Second
+				}
+				next, changed = NextDead(m, func(n NodeID) Seen { return Seen{Alive: silent[n] == 0, Silent: silent[n]} })
+				if changed {
+					dead++
+					checkDead(t, m, next)
+				}
 			case 0, 1:
 				joined++
 				next, err = PlanJoin(m, node("m"+string(rune('a'+joined/26))+string(rune('a'+joined%26))))
@@ -241,6 +279,17 @@ func TestNextMovesFromAnywhere(t *testing.T) {
 				} else {
 					next, err = StartMove(m, sh.ID, sh.Replicas[rng.IntN(len(sh.Replicas))].ID, one)
 				}
+			case 8:
+				n, _ := m.Node(one)
+				n.Instance += "+"
+				if next, err = PlanReturn(m, n); err == nil {
+					returns++
+				}
+			default:
+				next, err = anySlotStep(rng, m, one)
+				if err == nil {
+					slotSteps++
+				}
 			}
 			if err != nil || !changed {
 				continue // refused
@@ -257,8 +306,23 @@ func TestNextMovesFromAnywhere(t *testing.T) {
 				m = next
 			}
 		}
+		m, _, _ = SetDeadAfter(m, 0)
+		for _, mv := range m.SlotMoves {
+			if mv.Paused {
+				next, err := PauseSlotMove(m, mv.ID, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkStep(t, m, next, anyNode)
+				m = next
+			}
+		}
 		m, _, _ = SetBalance(m, BalanceOnce)
 		m = settle(t, rng, m, anyNode)
+		asked += int(m.LastSlotMove)
+		if len(m.SlotMoves) > 0 {
+			t.Fatalf("seed %d: %+v", seed, m.SlotMoves)
+		}
 		least, most := 1<<30, 0
 		for _, n := range m.Nodes {
 			least, most = min(least, loads(m)[n.ID]), max(most, loads(m)[n.ID])
@@ -271,5 +335,8 @@ func TestNextMovesFromAnywhere(t *testing.T) {
 				t.Fatalf("seed %d: shard %d has %v, want %d; move %v", seed, s.ID, s.Replicas, want, s.Move)
 			}
 		}
+	}
+	if dead < 100 || returns < 100 || slotSteps < 500 || asked < 500 {
+		t.Fatalf("%d marks of dead nodes, %d nodes returned, %d steps of slot moves, %d were asked for: too few to show anything", dead, returns, slotSteps, asked)
 	}
 }

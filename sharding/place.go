@@ -48,7 +48,7 @@ func grow(m *Map, may Candidate, ready func(Shard) bool) bool {
 	p := newPlacement(*m, may)
 	for i := range m.Shards {
 		s := &m.Shards[i]
-		if len(s.Replicas) >= m.ReplicasWanted || s.Move != nil || !ready(*s) {
+		if len(s.Replicas) >= m.ReplicasWanted || s.Move != nil || s.Founding != "" || !ready(*s) {
 			continue
 		}
 		to := p.best(i, "")

@@ -17,7 +17,7 @@ type Wish struct {
 // Candidate says whether a node may get replicas now: it is alive, and its disk has room. The map's own marks come on top.
 type Candidate func(NodeID) bool
 
-// PlanMoves lists the moves that lead from a map to one with nothing on nodes that drain, each shard spread over as many zones as it can be, and as many
+// PlanMoves lists the moves that lead from a map to one with nothing on nodes that drain or are taken for dead, each shard spread over as many zones as it can be, and as many
 // replicas on each node as on any other, or one more; in this order, and in an order in which they can be carried out one after the other. Moves under way count
 // as over. A shard is in it once: what is left to do then is in the plan of the map that comes of it. Every node comes to the same plan.
 func PlanMoves(m Map, may Candidate) []Wish {
@@ -28,7 +28,32 @@ func PlanMoves(m Map, may Candidate) []Wish {
 	return p.wishes
 }
 
-// PlanDrains lists only the first of these: what nodes that drain have to lose.
+// PlanAll lists also the moves of the plans that come after that one, until nothing is left to do: what a person is shown. Nobody carries it out as it stands, for
+// after each move the next are planned anew: of shards that are alike, others may move then.
+func PlanAll(m Map, may Candidate) (all []Wish) {
+	for range len(m.Nodes) + m.ReplicasWanted { // three plans as a rule; a bound that is never reached
+		plan := PlanMoves(m, may)
+		if len(plan) == 0 {
+			break
+		}
+		all = append(all, plan...)
+		m = m.Clone()
+		m.Epoch++
+		for _, w := range plan {
+			i := slices.IndexFunc(m.Shards, func(s Shard) bool { return s.ID == w.Shard })
+			m.Shards[i].move(w.From, w.To, m.Epoch)
+		}
+		for i := range m.Shards {
+			if s := &m.Shards[i]; s.Move != nil {
+				s.Replicas = slices.Delete(s.Replicas, s.place(s.Move.From), s.place(s.Move.From)+1)
+				s.Move = nil
+			}
+		}
+	}
+	return all
+}
+
+// PlanDrains lists only the first of these: what nodes that drain or are taken for dead have to lose.
 func PlanDrains(m Map, may Candidate) []Wish {
 	p := newPlacement(m, may)
 	p.drain()
@@ -57,7 +82,7 @@ func NextMoves(m Map, may Candidate, ready func(Shard) bool) (next Map, changed 
 		was, _ := m.Shard(s.ID)
 		return len(was.Replicas) == len(s.Replicas) && ready(s)
 	})
-	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil }) &&
+	done := m.Balance == BalanceOnce && !grown && len(wishes) == 0 && !slices.ContainsFunc(m.Shards, func(s Shard) bool { return s.Move != nil || s.Founding != "" }) &&
 		len(PlanMoves(next, func(NodeID) bool { return true })) == 0 // not while a node is only silent that would be moved to
 	if done {
 		next.Balance = BalanceNever
@@ -68,7 +93,7 @@ func NextMoves(m Map, may Candidate, ready func(Shard) bool) (next Map, changed 
 	return next, true
 }
 
-// takeBack ends moves to nodes that drain by now: what comes there would have to go again.
+// takeBack ends moves to nodes that drain or are taken for dead by now: what comes there would have to go again.
 func takeBack(next *Map) (took bool) {
 	for i := range next.Shards {
 		s := &next.Shards[i]
@@ -76,7 +101,7 @@ func takeBack(next *Map) (took bool) {
 			continue
 		}
 		j := s.place(s.Move.To)
-		if to, _ := next.Node(s.Replicas[j].Node); to.Draining {
+		if to, _ := next.Node(s.Replicas[j].Node); to.leaves() {
 			s.Replicas = slices.Delete(s.Replicas, j, j+1)
 			s.Move, took = nil, true
 		}
@@ -120,7 +145,7 @@ type placement struct {
 	m     Map
 	on    [][]NodeID // by place of the shard in m: who has a replica, in order of id
 	id    []map[NodeID]ReplicaID
-	fixed []bool // the shard has a move under way, and takes no other
+	fixed []bool // the shard has a move under way or is still to be founded, and takes no other
 	load  map[NodeID]int
 	// heir is who gets what a draining node has.
 	heir  map[NodeID]NodeID
@@ -137,7 +162,7 @@ func newPlacement(m Map, may Candidate) *placement {
 		if n.Draining && n.Successor != "" {
 			p.heir[n.ID] = n.Successor
 		}
-		if !n.Cordoned && !n.Draining && may(n.ID) {
+		if n.Takes() && may(n.ID) {
 			p.takes = append(p.takes, n.ID)
 		}
 	}
@@ -152,7 +177,7 @@ func newPlacement(m Map, may Candidate) *placement {
 			}
 		}
 		slices.Sort(on)
-		p.on, p.id, p.fixed = append(p.on, on), append(p.id, id), append(p.fixed, s.Move != nil)
+		p.on, p.id, p.fixed = append(p.on, on), append(p.id, id), append(p.fixed, s.Move != nil || s.Founding != "")
 	}
 	return p
 }
@@ -199,17 +224,20 @@ func (p *placement) best(shard int, gone NodeID) (best NodeID) {
 
 func (p *placement) drain() {
 	for _, n := range p.m.Nodes {
-		if n.Draining {
-			p.empty(n.ID)
+		switch {
+		case n.Draining:
+			p.empty(n.ID, "drains")
+		case n.Dead:
+			p.empty(n.ID, "is taken for dead")
 		}
 	}
 }
 
-func (p *placement) empty(node NodeID) {
+func (p *placement) empty(node NodeID, why string) {
 	for i := range p.on {
 		if !p.fixed[i] && slices.Contains(p.on[i], node) {
 			if to := p.best(i, node); to != "" {
-				p.move(i, node, to, "node "+node+" drains")
+				p.move(i, node, to, "node "+node+" "+why)
 			}
 		}
 	}

@@ -4,7 +4,7 @@ import "fmt"
 
 // PlanReplace puts a new replica in the place of one that has lost its log or its
 // votes, on the same node: an id that may have voted must not vote again without
-// knowing how. The epoch rises by one.
+// knowing how. The epoch rises by one. One that is to found its group needs no others: there is nothing yet that it could have promised.
 func PlanReplace(m Map, shard ShardID, lost ReplicaID) (Map, error) {
 	next := m.Clone()
 	next.Epoch++
@@ -52,15 +52,18 @@ func PlanReturn(m Map, n Node) (Map, error) {
 	return next, nil
 }
 
-// keepMarks takes over what an administrator has said of a node: it is not for the node to say.
+// keepMarks takes over what an administrator or the cluster has said of a node: it is not for the node to say.
 func (n *Node) keepMarks(was Node) {
-	n.Cordoned, n.Draining, n.Successor = was.Cordoned, was.Draining, was.Successor
+	n.Cordoned, n.Draining, n.Successor, n.Dead = was.Cordoned, was.Draining, was.Successor, was.Dead
 }
 
 // rename gives a replica a new id on its node; a move of it goes on under that.
 func (s *Shard) rename(j int, epoch uint64) {
 	old, id := s.Replicas[j].ID, replicaID(s.Replicas[j].Node, epoch)
 	s.Replicas[j].ID = id
+	if s.Founding == old {
+		s.Founding = id
+	}
 	if mv := s.Move; mv != nil && (mv.From == old || mv.To == old) {
 		next := *mv
 		if next.From == old {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 )
@@ -14,7 +15,7 @@ import (
 // Write the results anew with: go test ./sharding -run TestScripts -rewrite
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
-		s := &script{down: map[NodeID]bool{}}
+		s := &script{down: map[NodeID]bool{}, silent: map[NodeID]time.Duration{}}
 		datadriven.RunTest(t, path, s.run)
 	})
 }
@@ -22,9 +23,18 @@ func TestScripts(t *testing.T) {
 type script struct {
 	m    Map
 	down map[NodeID]bool
+	// silent is for how long nothing was heard of a node.
+	silent map[NodeID]time.Duration
 }
 
-func (s *script) may(n NodeID) bool { return !s.down[n] }
+func (s *script) may(n NodeID) bool { return !s.down[n] && s.silent[n] == 0 }
+
+func (s *script) seen(n NodeID) Seen { return Seen{Alive: s.silent[n] == 0, Silent: s.silent[n]} }
+
+// ready is every shard that does not move, and has a majority.
+func (s *script) ready(sh Shard) bool {
+	return sh.Move == nil && CanSpare(s.m, sh, func(n NodeID) bool { return s.silent[n] == 0 })
+}
 
 func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	words := make([]string, len(d.CmdArgs))
@@ -54,6 +64,13 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		return sh
 	}
+	number := func(i int) uint32 {
+		n, err := strconv.ParseUint(at(i), 10, 32)
+		if err != nil {
+			t.Fatalf("%s: %v", d.Pos, err)
+		}
+		return uint32(n)
+	}
 	move := func() Move {
 		if mv := shard().Move; mv != nil {
 			return *mv
@@ -67,6 +84,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		d.ScanArgs(t, "shards", &shards)
 		d.ScanArgs(t, "replicas", &replicas)
 		s.m = cluster(t, nodes, shards, replicas)
+		clear(s.silent)
 		if d.HasArg("zones") {
 			var zones string
 			d.ScanArgs(t, "zones", &zones)
@@ -90,12 +108,33 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	case "down", "up":
 		s.down[at(0)] = d.Cmd == "down"
 		return ""
+	case "dead-after": // DURATION|off
+		after, err := time.ParseDuration(strings.Replace(at(0), "off", "0s", 1))
+		if err != nil {
+			t.Fatalf("%s: %v", d.Pos, err)
+		}
+		return set(SetDeadAfter(s.m, after)) + s.marks()
+	case "silent": // NODE DURATION
+		after, err := time.ParseDuration(at(1))
+		if err != nil {
+			t.Fatalf("%s: %v", d.Pos, err)
+		}
+		s.silent[at(0)] = after
+		return ""
+	case "heard":
+		delete(s.silent, at(0))
+		return ""
+	case "dead": // one step of the leader of shard 0
+		next, changed := NextDead(s.m, s.seen)
+		return set(next, changed, nil) + s.marks()
+	case "why":
+		return WhyNotDead(s.m, at(0), s.seen) + "\n"
 	case "balance":
 		return set(SetBalance(s.m, Balance(at(0))))
 	case "plan":
 		return plan(PlanMoves(s.m, s.may))
 	case "next": // one step of the leader of shard 0, every shard being settled
-		next, changed := NextMoves(s.m, s.may, func(sh Shard) bool { return sh.Move == nil })
+		next, changed := NextMoves(s.m, s.may, s.ready)
 		return set(next, changed, nil) + s.show()
 	case "finish-all": // what the shards' leaders do when the copies have arrived
 		for _, sh := range s.m.Shards {
@@ -109,7 +148,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	case "settle": // next and finish-all, until nothing changes
 		steps := 0
 		for ; steps < 1000; steps++ {
-			next, changed := NextMoves(s.m, s.may, func(sh Shard) bool { return sh.Move == nil })
+			next, changed := NextMoves(s.m, s.may, s.ready)
 			if changed {
 				set(next, true, nil)
 			}
@@ -132,6 +171,27 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return always(CancelMove(s.m, shard().ID, move())) + s.show()
 	case "pause", "resume":
 		return always(PauseMove(s.m, shard().ID, move(), d.Cmd == "pause")) + s.show()
+	case "return": // NODE, after its data were lost
+		n, _ := s.m.Node(at(0))
+		n.Instance += "-new"
+		return always(PlanReturn(s.m, n)) + s.show()
+	case "split": // SHARD NODE
+		return always(StartSplit(s.m, number(0), at(1))) + s.show()
+	case "split-all": // each begins where the shard's leader should be
+		leaders := PreferredLeaders(s.m)
+		return always(StartSplits(s.m, func(sh ShardID) NodeID { return leaders[sh] })) + s.show()
+	case "slots": // FROM TO SHARD
+		return always(StartSlotMove(s.m, SlotRange{Slot(number(0)), Slot(number(1))}, number(2))) + s.show()
+	case "founded": // SHARD
+		return set(Founded(s.m, number(0))) + s.show()
+	case "finish-slots": // ID
+		return always(FinishSlotMove(s.m, uint64(number(0)))) + s.show()
+	case "abort-slots":
+		return always(AbortSlotMove(s.m, uint64(number(0)))) + s.show()
+	case "cancel-slots":
+		return always(CancelSlotMove(s.m, uint64(number(0)))) + s.show()
+	case "pause-slots", "resume-slots":
+		return always(PauseSlotMove(s.m, uint64(number(0)), d.Cmd == "pause-slots")) + s.show()
 	case "step": // SHARD leader=n1.1, and a line for each member: REPLICA voter|learner [caught-up]
 		o := Observed{}
 		d.ScanArgs(t, "leader", &o.Leader)
@@ -157,7 +217,7 @@ func plan(wishes []Wish) string {
 	return b.String()
 }
 
-// show is the map: shards with their replicas, the one who should lead with a star, and how many replicas each node has.
+// show is the map: shards with their replicas, the one who should lead with a star, their slots if these move, and how many replicas each node has.
 func (s *script) show() string {
 	var b strings.Builder
 	leaders := PreferredLeaders(s.m)
@@ -176,7 +236,23 @@ func (s *script) show() string {
 				b.WriteString(", paused")
 			}
 		}
+		if sh.Founding != "" {
+			fmt.Fprintf(&b, "  %s founds it", sh.Founding)
+		}
+		if s.m.LastSlotMove > 0 {
+			fmt.Fprintf(&b, "  slots %v", sh.Slots)
+		}
 		b.WriteString("\n")
+	}
+	for _, mv := range s.m.SlotMoves {
+		state := "runs"
+		if why := s.m.WhySlotMoveWaits(mv.ID); why != "" {
+			state = "waits: " + why
+		}
+		if mv.Cancelled {
+			state += ", cancelled"
+		}
+		fmt.Fprintf(&b, "slot move %d: %v of shard %d to %d %s\n", mv.ID, mv.Slots, mv.From, mv.To, state)
 	}
 	return b.String() + s.marks()
 }
@@ -201,6 +277,9 @@ func (s *script) marks() string {
 			b.WriteString(", drains")
 		case n.Cordoned:
 			b.WriteString(", cordoned")
+		}
+		if n.Dead {
+			b.WriteString(", taken for dead")
 		}
 		b.WriteString("\n")
 	}

@@ -50,6 +50,8 @@ type Node struct {
 	// Cordoned nodes get no new replicas; Draining ones lose those that they have, too.
 	Cordoned bool `json:"cordoned,omitempty"`
 	Draining bool `json:"draining,omitempty"`
+	// Dead nodes lose theirs, too, for they are silent: the leader of shard 0 says so, and not a person.
+	Dead bool `json:"dead,omitempty"`
 	// Successor is who gets what a draining node has, as far as it can. Empty: anybody.
 	Successor NodeID `json:"successor,omitempty"`
 }
@@ -60,13 +62,15 @@ type Replica struct {
 	Node NodeID    `json:"node"`
 }
 
-// Shard is a Raft group and the slots it owns.
+// Shard is a Raft group and the slots it owns: none, if it is new or has given all.
 type Shard struct {
 	ID       ShardID     `json:"id"`
-	Slots    []SlotRange `json:"slots"`
+	Slots    []SlotRange `json:"slots"` // apart and in order
 	Replicas []Replica   `json:"replicas"`
 	// Move is under way, nil if none is. It is a value that does not change: a new one takes its place.
 	Move *Move `json:"move,omitempty"`
+	// Founding is the one replica that may make itself the first voter of a new, empty group. It is gone once that is done: nobody founds a group twice.
+	Founding ReplicaID `json:"founding,omitempty"`
 }
 
 // Map is the shard map: an immutable value kept in shard 0, changed only by
@@ -79,6 +83,13 @@ type Map struct {
 	// Level is which features the cluster's log and map may make use of: all its nodes understand them. It only rises.
 	Level   int     `json:"level,omitempty"`
 	Balance Balance `json:"balance,omitempty"`
-	Nodes   []Node  `json:"nodes"`
-	Shards  []Shard `json:"shards"`
+	// DeadAfterMillis is after how long a silent node is taken for dead; 0: never.
+	DeadAfterMillis int64 `json:"dead_after_ms,omitempty"`
+	// Users says that the cluster has users: a node that does not know them must let nobody in.
+	Users  bool    `json:"users,omitempty"`
+	Nodes  []Node  `json:"nodes"`
+	Shards []Shard `json:"shards"`
+	// SlotMoves are in order of their ids, and LastSlotMove is the last id that was given.
+	SlotMoves    []SlotMove `json:"slot_moves,omitempty"`
+	LastSlotMove uint64     `json:"last_slot_move,omitempty"`
 }
