@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,15 +29,26 @@ type cluster struct {
 
 	mu      sync.Mutex
 	nodes   map[string]*testNode
-	leaders []string  // by shard; "" for none
-	writes  [][]write // by shard; the log index of a write is its position plus one
+	first   int              // shards at the beginning
+	leaders []string         // by shard; "" for none
+	terms   []int            // by shard: how often that has changed
+	writes  [][]write        // by shard; the log index of a write is its position plus one
+	rows    []map[string]Row // by shard: system records
+	revs    []int64          // by shard: the last revision
+	level   int              // of features
 	hooks   hooks
 }
 
+// write is an entry of a shard's log: a key's value, or if moved is set, slots that the shard owns from here on or no longer.
 type write struct {
 	slot  uint16
 	key   string
 	value string
+
+	also *write // of the same entry
+
+	moved *sharding.SlotRange
+	owns  bool
 }
 
 // hooks let a test interfere. Each may be nil.
@@ -44,6 +57,15 @@ type hooks struct {
 	lag func(node string, shard uint32) uint64
 	// scan runs before each key that a scan yields.
 	scan func(node string, shard uint32, key string) error
+	// fence runs before a master takes its index.
+	fence func(shard uint32)
+	// pin runs when a shard is pinned, change when its rows change; under c.mu.
+	pin    func(shard uint32)
+	change func(shard uint32, rows []Row)
+	// renew runs when a worker says that it needs a pin yet; under c.mu.
+	renew func(node string, shard uint32, pin Pin)
+	// late is how long a change takes, and whether who asks for it is told that it is uncertain by then.
+	late func() (after time.Duration, uncertain bool)
 	// view runs before a view is opened for a task.
 	view func(ctx context.Context, node string, shard uint32) error
 }
@@ -56,10 +78,12 @@ type testNode struct {
 	master *Master
 	jobs   *Jobs
 	open   int // views, under c.mu
+	// pins are the views that this node's replicas keep: index by shard and id. Under c.mu.
+	pins map[uint32]map[uint64]uint64
 }
 
 func newCluster(t *testing.T, nodes, shards int) *cluster {
-	c := &cluster{t: t, net: transporttest.NewNetwork(), nodes: map[string]*testNode{}, writes: make([][]write, shards), leaders: make([]string, shards)}
+	c := &cluster{t: t, net: transporttest.NewNetwork(), nodes: map[string]*testNode{}, first: shards, level: sharding.Level, writes: make([][]write, shards), leaders: make([]string, shards), terms: make([]int, shards), rows: make([]map[string]Row, shards), revs: make([]int64, shards)}
 	c.ledger = newMemLedger()
 	for i := range nodes {
 		c.start(fmt.Sprintf("n%d", i+1))
@@ -79,10 +103,10 @@ func newCluster(t *testing.T, nodes, shards int) *cluster {
 }
 
 func (c *cluster) start(id string) *testNode {
-	n := &testNode{c: c, id: id, t: c.net.Join(id)}
+	n := &testNode{c: c, id: id, t: c.net.Join(id), pins: map[uint32]map[uint64]uint64{}}
 	log := slog.New(slog.DiscardHandler)
-	n.worker, n.master = NewWorker(n, n.t, log), NewMaster(n, n.t, log)
-	n.worker.turns = make(chan struct{}, 2) // whatever this machine has
+	admission := testAdmission(2)
+	n.worker, n.master = NewWorker(n, n.t, admission, log), NewMaster(n, n.t, admission, log)
 	n.jobs = NewJobs(id, c.ledger, n, time.Now, log)
 	c.mu.Lock()
 	c.nodes[id] = n
@@ -98,6 +122,7 @@ func (c *cluster) kill(id string) {
 	for shard, leader := range c.leaders {
 		if leader == id {
 			c.leaders[shard] = ""
+			c.terms[shard]++
 		}
 	}
 	c.mu.Unlock()
@@ -134,7 +159,10 @@ func (c *cluster) node(id string) *testNode {
 func (c *cluster) lead(shard uint32, node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.leaders[shard] = node
+	if c.leaders[shard] != node {
+		c.leaders[shard] = node
+		c.terms[shard]++
+	}
 }
 
 func (c *cluster) leader(shard uint32) string {
@@ -143,9 +171,36 @@ func (c *cluster) leader(shard uint32) string {
 	return c.leaders[shard]
 }
 
-func (c *cluster) slots(shard uint32) sharding.SlotRange {
-	n := len(c.writes)
-	return sharding.SlotRange{From: uint16(int(shard) * sharding.Slots / n), To: uint16((int(shard)+1)*sharding.Slots/n - 1)}
+// founded are the slots that a shard began with; none, if it came later.
+func (c *cluster) founded(shard uint32) []sharding.SlotRange {
+	if int(shard) >= c.first {
+		return nil
+	}
+	return []sharding.SlotRange{{From: uint16(int(shard) * sharding.Slots / c.first), To: uint16((int(shard)+1)*sharding.Slots/c.first - 1)}}
+}
+
+// state replays a shard's log up to an index: what it owns, and its keys by name.
+func (c *cluster) state(shard uint32, index uint64) (owned []bool, keys map[string]write) {
+	owned, keys = make([]bool, sharding.Slots), map[string]write{}
+	set := func(r sharding.SlotRange, own bool) {
+		for slot := int(r.From); slot <= int(r.To); slot++ {
+			owned[slot] = own
+		}
+	}
+	for _, r := range c.founded(shard) {
+		set(r, true)
+	}
+	for _, w := range c.writes[shard][:index] {
+		if w.moved != nil {
+			set(*w.moved, w.owns)
+		} else {
+			keys[w.key] = w
+			if w.also != nil {
+				keys[w.also.key] = *w.also
+			}
+		}
+	}
+	return owned, keys
 }
 
 // put writes a key, acknowledged at once.
@@ -153,11 +208,54 @@ func (c *cluster) put(key, value string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	slot := sharding.SlotOf([]byte(key))
-	for shard := range c.writes {
-		if r := c.slots(uint32(shard)); slot >= r.From && slot <= r.To {
-			c.writes[shard] = append(c.writes[shard], write{slot, key, value})
+	shard := c.owner(slot)
+	c.writes[shard] = append(c.writes[shard], write{slot: slot, key: key, value: value})
+}
+
+// owner is who owns a slot by the end of the logs.
+func (c *cluster) owner(slot sharding.Slot) (owner int) {
+	owner = -1
+	for shard, log := range c.writes {
+		owns := false
+		if f := c.founded(uint32(shard)); f != nil {
+			owns = f[0].From <= slot && slot <= f[0].To
+		}
+		for _, w := range log {
+			if w.moved != nil && w.moved.From <= slot && slot <= w.moved.To {
+				owns = w.owns
+			}
+		}
+		if owns {
+			owner = shard
 		}
 	}
+	return owner
+}
+
+// move gives slots from one shard's log to another's. Between the two changes, in either order, are pause.
+func (c *cluster) move(slots sharding.SlotRange, from, to uint32, giveFirst bool, pause time.Duration) {
+	c.mu.Lock()
+	_, keys := c.state(from, uint64(len(c.writes[from])))
+	for _, w := range keys {
+		if w.slot >= slots.From && w.slot <= slots.To {
+			c.writes[to] = append(c.writes[to], w)
+		}
+	}
+	c.mu.Unlock()
+	give := func() { c.log(from, write{moved: &slots}) }
+	take := func() { c.log(to, write{moved: &slots, owns: true}) }
+	if !giveFirst {
+		give, take = take, give
+	}
+	give()
+	time.Sleep(pause)
+	take()
+}
+
+func (c *cluster) log(shard uint32, w write) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes[shard] = append(c.writes[shard], w)
 }
 
 // fill writes n integers under a prefix and returns their sum.
@@ -211,15 +309,50 @@ func (n *testNode) View(ctx context.Context, shard uint32, minIndex uint64) (Vie
 	}
 }
 
+func (n *testNode) Pinned(ctx context.Context, shard uint32, pin Pin) (View, error) {
+	n.c.mu.Lock()
+	index, ok := n.pins[shard][pin.ID]
+	n.c.mu.Unlock()
+	if !ok {
+		return nil, transport.Errorf(transport.CodeNoPin, "%d", pin.ID)
+	}
+	v, err := n.View(ctx, shard, index)
+	if err != nil {
+		return nil, err
+	}
+	v.Close()
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return n.openLocked(shard, index), nil
+}
+
+func (n *testNode) Renew(shard uint32, pin Pin) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.c.hooks.renew != nil {
+		n.c.hooks.renew(n.id, shard, pin)
+	}
+}
+
+func (n *testNode) Hosts(uint32) bool { return true }
+
 func (n *testNode) openLocked(shard uint32, index uint64) *memView {
 	n.open++
-	v := &memView{n: n, shard: shard, index: index, scan: n.c.hooks.scan}
-	latest := map[string]write{}
-	for _, w := range n.c.writes[shard][:index] {
-		latest[w.key] = w
+	v := &memView{n: n, shard: shard, index: index, scan: n.c.hooks.scan, rows: maps.Clone(n.c.rows[shard])}
+	owned, keys := n.c.state(shard, index)
+	for slot, own := range owned {
+		switch last := len(v.slots) - 1; {
+		case !own:
+		case last >= 0 && int(v.slots[last].To)+1 == slot:
+			v.slots[last].To++
+		default:
+			v.slots = append(v.slots, sharding.SlotRange{From: uint16(slot), To: uint16(slot)})
+		}
 	}
-	for _, w := range latest {
-		v.records = append(v.records, w)
+	for _, w := range keys {
+		if owned[w.slot] { // what a shard does not own does not show
+			v.records = append(v.records, w)
+		}
 	}
 	slices.SortFunc(v.records, func(a, b write) int {
 		return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.key, b.key))
@@ -231,11 +364,25 @@ type memView struct {
 	n       *testNode
 	shard   uint32
 	index   uint64
+	slots   []sharding.SlotRange
 	records []write
+	rows    map[string]Row
 	scan    func(node string, shard uint32, key string) error
 }
 
+func (v *memView) Records(prefix string, fn func(name string, value []byte, revision int64) bool) {
+	for _, name := range slices.Sorted(maps.Keys(v.rows)) {
+		if strings.HasPrefix(name, prefix) && !fn(name, v.rows[name].Value, v.rows[name].Revision) {
+			return
+		}
+	}
+}
+
 func (v *memView) Index() uint64 { return v.index }
+
+func (v *memView) Version() [2]uint64 { return [2]uint64{1, v.index} }
+
+func (v *memView) Slots() []sharding.SlotRange { return v.slots }
 
 func (v *memView) Scan(from, to uint16, prefix []byte, fn func(slot uint16, key, value []byte) bool) error {
 	for _, r := range v.records {
@@ -291,6 +438,12 @@ func (s *memShard) Fence(ctx context.Context) (uint64, error) {
 		return 0, transport.Errorf(transport.CodeNotLeader, "%s", leader)
 	}
 	s.n.c.mu.Lock()
+	before := s.n.c.hooks.fence
+	s.n.c.mu.Unlock()
+	if before != nil {
+		before(s.shard)
+	}
+	s.n.c.mu.Lock()
 	defer s.n.c.mu.Unlock()
 	return uint64(len(s.n.c.writes[s.shard])), nil
 }
@@ -301,8 +454,6 @@ func (s *memShard) View() (View, error) {
 	return s.n.openLocked(s.shard, uint64(len(s.n.c.writes[s.shard]))), nil
 }
 
-func (s *memShard) Slots() []sharding.SlotRange { return []sharding.SlotRange{s.n.c.slots(s.shard)} }
-
 func (s *memShard) Replicas() (states []ReplicaState) {
 	leader := s.n.c.leader(s.shard)
 	for _, id := range s.n.c.ids() {
@@ -311,13 +462,111 @@ func (s *memShard) Replicas() (states []ReplicaState) {
 	return states
 }
 
+func (s *memShard) Pinning() bool { return s.n.Level() >= sharding.LevelPins }
+
+func (s *memShard) Pin(_ context.Context, id uint64, _ time.Duration) (uint64, error) {
+	c := s.n.c
+	if leader := c.leader(s.shard); leader != s.n.id {
+		return 0, transport.Errorf(transport.CodeNotLeader, "%s", leader)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hooks.pin != nil {
+		c.hooks.pin(s.shard)
+	}
+	index := uint64(len(c.writes[s.shard]))
+	for _, n := range c.nodes {
+		if n.pins[s.shard] == nil {
+			n.pins[s.shard] = map[uint64]uint64{}
+		}
+		n.pins[s.shard][id] = index
+	}
+	return index, nil
+}
+
+func (s *memShard) Change(ctx context.Context, rows []Row, drop []string, unpin []uint64) error {
+	c := s.n.c
+	c.mu.Lock()
+	late, term := c.hooks.late, c.terms[s.shard]
+	c.mu.Unlock()
+	if late == nil {
+		return s.change(rows, drop, unpin)
+	}
+	after, uncertain := late()
+	done := make(chan error, 1)
+	time.AfterFunc(after, func() { // as what is in a leader's log: it may yet come, but not after another has led
+		c.mu.Lock()
+		same := c.terms[s.shard] == term
+		c.mu.Unlock()
+		if !same {
+			done <- transport.Errorf(transport.CodeUncertain, "%s led", s.n.id)
+			return
+		}
+		done <- s.change(rows, drop, unpin)
+	})
+	if uncertain {
+		return transport.Errorf(transport.CodeUncertain, "%s", s.n.id)
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return transport.Errorf(transport.CodeUncertain, "%v", ctx.Err())
+	}
+}
+
+func (s *memShard) change(rows []Row, drop []string, unpin []uint64) error {
+	if leader := s.n.c.leader(s.shard); leader != s.n.id {
+		return transport.Errorf(transport.CodeNotLeader, "%s", leader)
+	}
+	c := s.n.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hooks.change != nil {
+		c.hooks.change(s.shard, rows)
+	}
+	if c.rows[s.shard] == nil {
+		c.rows[s.shard] = map[string]Row{}
+	}
+	conflict := false
+	for _, row := range rows {
+		if _, there := c.rows[s.shard][row.Name]; there {
+			conflict = true
+			continue
+		}
+		c.revs[s.shard]++
+		row.Revision = c.revs[s.shard]
+		c.rows[s.shard][row.Name] = row
+	}
+	for _, name := range drop {
+		delete(c.rows[s.shard], name)
+	}
+	for _, n := range c.nodes {
+		for _, id := range unpin {
+			delete(n.pins[s.shard], id)
+		}
+	}
+	if conflict {
+		return transport.Errorf(transport.CodeConflict, "row")
+	}
+	return nil
+}
+
 // The node as Env.
 
 func (n *testNode) Shards() (shards []uint32) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
 	for shard := range n.c.writes {
 		shards = append(shards, uint32(shard))
 	}
 	return shards
+}
+
+func (n *testNode) Level() int {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return n.c.level
 }
 
 func (n *testNode) CallLeader(ctx context.Context, shard uint32, m transport.Method, req []byte) ([]byte, error) {
@@ -329,8 +578,11 @@ func (n *testNode) CallLeader(ctx context.Context, shard uint32, m transport.Met
 }
 
 // run runs one job from a node, without the ledger.
+// instances counts the runs of tests, which all have one id.
+var instances atomic.Int64
+
 func (c *cluster) run(ctx context.Context, node string, s job.Spec) job.Record {
-	rec := job.Record{ID: "j1", Spec: s.WithDefaults(), State: job.Running, Epoch: 1}
+	rec := job.Record{ID: "j1", Instance: fmt.Sprint(instances.Add(1)), Spec: s.WithDefaults(), State: job.Running, Epoch: 1}
 	return c.coordinate(ctx, rec, savedNowhere{c.node(node)})
 }
 
@@ -448,7 +700,7 @@ func (c *cluster) listen() {
 }
 
 func sumOf(prefix string) job.Spec {
-	return job.Spec{Prefix: prefix, As: job.AsInt, Map: job.MapValue, Reduce: job.ReduceSum, OnError: job.OnErrorFail, TasksPerReplica: 3}
+	return job.Spec{Prefix: prefix, As: job.AsInt, Map: job.MapValue, Reduce: job.ReduceSum, OnError: job.OnErrorFail, TasksPerReplica: 3, Cache: job.CacheOff}
 }
 
 func wantResult(t *testing.T, rec job.Record, want any) {
@@ -462,19 +714,20 @@ func wantResult(t *testing.T, rec job.Record, want any) {
 // wantComplete checks the report: every slot in exactly one task, every task done by somebody.
 func wantComplete(t *testing.T, rec job.Record) {
 	t.Helper()
-	var ranges [][2]uint16
+	var ranges []sharding.SlotRange
 	records := int64(0)
 	for _, s := range rec.Shards {
 		if !s.Done || s.Master == "" {
 			t.Errorf("shard %d: %+v", s.Shard, s)
 		}
 		for _, task := range s.Tasks {
-			ranges = append(ranges, [2]uint16{task.From, task.To})
+			ranges = append(ranges, sharding.SlotRange{From: task.From, To: task.To})
 			records += task.Records
 			if !task.Done || task.Node == "" || task.Attempts < 1 || task.Index < s.Index || slices.Contains(task.FailedOn, task.Node) && len(task.FailedOn) < 3 {
 				t.Errorf("shard %d: task %+v", s.Shard, task)
 			}
-			if role := task.Role == job.RoleLeader; role != (task.Node == s.Master) {
+			// What another master accepted was in a role beside that one.
+			if role := task.Role == job.RoleLeader; s.Attempts <= 1 && role != (task.Node == s.Master) {
 				t.Errorf("shard %d led by %s: task %+v", s.Shard, s.Master, task)
 			}
 		}

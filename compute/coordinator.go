@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
@@ -16,11 +17,13 @@ import (
 
 // Env is the cluster as a coordinator needs it; node implements it.
 type Env interface {
-	// Shards lists every shard of the cluster.
+	// Shards lists the shards that own slots, as far as is known. One left out is noticed: its slots are missing.
 	Shards() []uint32
 	// CallLeader calls the node that leads the shard now, as far as is known,
 	// which may be this one. Its errors are numbered; CodeUnavailable if no leader is known.
 	CallLeader(ctx context.Context, shard uint32, m transport.Method, req []byte) ([]byte, error)
+	// Level is the cluster's feature level, as far as is known. It only rises.
+	Level() int
 }
 
 // CoordinatorEnv is Env and a place to keep progress.
@@ -44,6 +47,12 @@ const (
 	maxMasterLosses = 8
 	// maxShardCalls bounds the shards of one job that are under way at once.
 	maxShardCalls = 64
+
+	// A round fails when slots change hands in it. Most of them wait for one move's last step, which takes
+	// less than a second; the job's time-out bounds them long before their number does, unless something is wrong.
+	maxRounds     = 100
+	minRoundPause = 50 * time.Millisecond
+	maxRoundPause = 2 * time.Second
 )
 
 // Coordinator runs one job over all shards.
@@ -59,14 +68,13 @@ func NewCoordinator(now func() time.Time, log *slog.Logger) *Coordinator {
 
 // Run runs the job of rec and returns the record in its final state; or still
 // running if ctx ended or the job was taken over, which decides nothing. It answers for
-// every slot or not at all: a shard that fails fails the job.
+// every slot or not at all: a shard that fails fails the job. When slots changed hands in a way that its shards'
+// answers do not fit together, it asks them all again, until its time-out.
 func (c *Coordinator) Run(ctx context.Context, rec job.Record, env CoordinatorEnv) job.Record {
-	run := &jobRun{rec: rec, env: env, now: c.now, log: c.log, updates: make(chan shardUpdate), calls: make(chan struct{}, maxShardCalls)}
-	timed, cancel := context.WithTimeoutCause(ctx, rec.Spec.Timeout(), job.ErrTimeout)
+	run := &jobRun{rec: rec, env: env, now: c.now, log: c.log, began: time.Now(), ran: time.Duration(rec.RanMillis) * time.Millisecond}
+	timed, cancel := context.WithTimeoutCause(ctx, rec.Spec.Timeout()-run.ran, job.ErrTimeout) // a coordinator goes on with the time of the last one
 	defer cancel()
-	run.ctx, run.cancel = context.WithCancelCause(timed)
-	err := run.loop()
-	run.stop()
+	err := run.run(timed)
 	if ctx.Err() != nil || errors.Is(err, errSuperseded) {
 		return run.rec
 	}
@@ -77,33 +85,74 @@ func (c *Coordinator) Run(ctx context.Context, rec job.Record, env CoordinatorEn
 // errSuperseded: the ledger says that the job is no longer this coordinator's.
 var errSuperseded = errors.New("job was cancelled or taken over")
 
-// jobRun is one run of one job. Its loop owns the record; each shard has a
-// goroutine that sends updates.
+// jobRun is one run of one job: rounds, one after the other, until one counts every slot once.
 type jobRun struct {
-	env     CoordinatorEnv
-	now     func() time.Time
-	log     *slog.Logger
+	env CoordinatorEnv
+	now func() time.Time
+	log *slog.Logger
+
+	rec   job.Record
+	began time.Time     // of this run
+	ran   time.Duration // runs before it
+	total Partial       // of the last round
+	tries atomic.Int64  // calls of masters; a master takes a higher number for a newer call
+}
+
+// run returns nil when rec and total are of a round that counted every slot once.
+func (r *jobRun) run(ctx context.Context) error {
+	// A coordinator that takes over goes on in the last one's round: what shards have accepted in it counts.
+	for round, pause := max(r.rec.Rounds, 1), minRoundPause; ; round, pause = round+1, min(2*pause, maxRoundPause) {
+		if round > 1 {
+			r.rec.Rounds = round
+		}
+		err := r.round(ctx)
+		switch {
+		case transport.CodeOf(err) != transport.CodeSlotsMoved:
+			return err
+		case round >= maxRounds:
+			return fmt.Errorf("slots changed hands in each of %d rounds, run the job again when they stay: %w", round, err)
+		}
+		r.log.Info("slots changed hands under a job, asking all shards again", "job", r.rec.ID, "round", round, "err", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// round asks every shard that the map has now. CodeSlotsMoved means that slots changed hands meanwhile.
+func (r *jobRun) round(ctx context.Context) error {
+	round := &jobRound{jobRun: r, updates: make(chan shardUpdate), calls: make(chan struct{}, maxShardCalls)}
+	round.ctx, round.cancel = context.WithCancelCause(ctx)
+	r.total = Partial{}
+	err := round.loop()
+	round.stop()
+	return err
+}
+
+// jobRound is one round. Its loop owns the record; each shard has a goroutine that sends updates.
+type jobRound struct {
+	*jobRun
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	updates chan shardUpdate
 	calls   chan struct{} // a token for each shard under way
 	wg      sync.WaitGroup
-
-	rec     job.Record
-	total   Partial
-	covered [][2]uint16
+	covered []sharding.SlotRange
 }
 
-// shardUpdate is a shard's progress, or its end if done.
+// shardUpdate is a shard's progress, or its end if done, or why it is asked once more.
 type shardUpdate struct {
 	i       int // position in rec.Shards
 	done    bool
+	trouble string
 	reply   shardReply
 	partial *Partial
 	err     error
 }
 
-func (r *jobRun) loop() error {
+func (r *jobRound) loop() error {
 	shards := slices.Clone(r.env.Shards())
 	slices.Sort(shards)
 	if len(shards) == 0 {
@@ -125,13 +174,23 @@ func (r *jobRun) loop() error {
 			if u.err != nil {
 				return fmt.Errorf("shard %d: %w", shards[u.i], u.err)
 			}
+			if u.trouble != "" {
+				report := &r.rec.Shards[u.i]
+				report.Trouble, report.Attempts = u.trouble, max(report.Attempts, 1)+1
+				continue
+			}
 			if u.done {
 				pending--
 				r.total.Merge(u.partial)
-				r.covered = append(r.covered, u.reply.Slots...)
+				for _, slots := range u.reply.Slots {
+					r.covered = append(r.covered, sharding.SlotRange{From: slots[0], To: slots[1]})
+				}
 			}
 			r.rec.Shards[u.i] = u.reply.Report
 			r.progress()
+			if r.total.Err() != nil { // there is no answer, whatever the others find
+				return nil
+			}
 		case <-save.C:
 			if err := r.save(); err != nil {
 				return err
@@ -142,9 +201,10 @@ func (r *jobRun) loop() error {
 }
 
 // save writes progress. Only a lost job ends the run; a ledger that does not answer just now is tried again.
-func (r *jobRun) save() error {
+func (r *jobRound) save() error {
 	ctx, cancel := context.WithTimeout(r.ctx, saveWait)
 	defer cancel()
+	r.rec.RanMillis = r.ranMillis()
 	rec := r.rec
 	rec.Shards = slices.Clone(rec.Shards) // the loop goes on changing its own
 	err := r.env.Save(ctx, rec)
@@ -158,46 +218,50 @@ func (r *jobRun) save() error {
 }
 
 // stop calls off what still runs, on masters too, and waits.
-func (r *jobRun) stop() {
+func (r *jobRound) stop() {
 	r.cancel(context.Canceled)
 	go func() { r.wg.Wait(); close(r.updates) }()
 	for range r.updates {
 	}
 }
 
-// checkCovered says whether the shards' slots are every slot exactly once. They
-// would not be if a shard were forgotten or asked twice.
-func checkCovered(ranges [][2]uint16) error {
-	slices.SortFunc(ranges, func(a, b [2]uint16) int { return int(a[0]) - int(b[0]) })
-	next := 0
-	for _, r := range ranges {
-		if int(r[0]) != next || r[1] < r[0] {
-			return fmt.Errorf("the shards' answers do not cover slot %d exactly once", min(next, int(r[0])))
-		}
-		next = int(r[1]) + 1
-	}
-	if next != sharding.Slots {
-		return fmt.Errorf("the shards' answers do not cover slot %d exactly once", next)
+// checkCovered says with CodeSlotsMoved that the shards' slots are not every slot exactly once: one has changed hands
+// between two answers, or the map did not have a shard yet.
+func checkCovered(ranges []sharding.SlotRange) error {
+	if slot, ok := sharding.Partition(ranges); !ok {
+		return transport.Errorf(transport.CodeSlotsMoved, "the shards' answers do not cover slot %d exactly once", slot)
 	}
 	return nil
 }
 
+func (r *jobRun) ranMillis() int64 { return (r.ran + time.Since(r.began)).Milliseconds() }
+
 // conclude turns the end of the loop into the job's end.
 func (r *jobRun) conclude(err error) {
 	rec := &r.rec
-	rec.FinishedMillis = r.now().UnixMilli()
-	rec.Records, rec.Bad, rec.BadKeys = r.total.Records, r.total.Bad, r.total.BadKeys()
+	rec.FinishedMillis, rec.RanMillis = r.now().UnixMilli(), r.ranMillis()
+	rec.Cached = len(rec.Shards) > 0 && !slices.ContainsFunc(rec.Shards, func(s job.ShardReport) bool { return !s.Cached })
+	rec.Bytes = rec.Progress.Bytes
+	rec.Records, rec.Filtered, rec.Bad, rec.BadKeys = r.total.Records, r.total.Filtered, r.total.Bad, r.total.BadKeys()
 	var value job.Value
 	if err == nil {
 		value, rec.Note, err = r.total.Final(rec.Spec)
 	}
 	if err == nil {
 		rec.State, rec.Result = job.Succeeded, &value
-		return
+		if _, err = rec.Encode(); err == nil {
+			return
+		}
 	}
 	rec.State, rec.Result, rec.Error, rec.Code = job.Failed, nil, err.Error(), codeOf(err)
 	if rec.Code == job.CodeTimeout {
 		rec.Error = fmt.Sprintf("not finished within %s; %d of %d shards were", rec.Spec.Timeout(), rec.Progress.ShardsDone, rec.Progress.Shards)
+		if rec.Rounds > 1 {
+			rec.Error += fmt.Sprintf(" in round %d: slots kept changing hands", rec.Rounds)
+		}
+		if i := slices.IndexFunc(rec.Shards, func(s job.ShardReport) bool { return s.Trouble != "" }); i >= 0 {
+			rec.Error += fmt.Sprintf("; shard %d was asked %d times, the last time because: %s", rec.Shards[i].Shard, rec.Shards[i].Attempts, rec.Shards[i].Trouble)
+		}
 	}
 }
 
@@ -226,26 +290,29 @@ func (r *jobRun) progress() {
 			if t.Done {
 				p.TasksDone++
 				p.Records += t.Records
+				p.Bytes += t.Bytes
 			}
 		}
 	}
 	r.rec.Progress = p
 }
 
-// runShard asks the shard's master, and its successor if it dies or loses the
-// lead: the whole part again, for what the old one had is gone with it.
-func (r *jobRun) runShard(i int, shard uint32) {
+// runShard asks the shard's master, and its successor if it dies or loses the lead, which goes on from what the shard's log has.
+func (r *jobRound) runShard(i int, shard uint32) {
 	select {
 	case r.calls <- struct{}{}:
 		defer func() { <-r.calls }()
 	case <-r.ctx.Done():
 		return
 	}
-	key := runKey{Job: r.rec.ID, Epoch: r.rec.Epoch, Shard: shard}
-	pause, losses := minShardPause, 0
-	for {
-		key.Try++
-		reply, partial, err := r.askMaster(i, key)
+	key := runKey{Job: r.rec.Key(), Epoch: r.rec.Epoch, Shard: shard}
+	if r.env.Level() >= sharding.LevelPins { // else nothing is remembered, and a master may not know the word
+		key.Round = r.rec.Rounds
+	}
+	pause, losses, trouble := minShardPause, 0, ""
+	for attempts := 1; ; attempts++ {
+		key.Try = int(r.tries.Add(1))
+		reply, partial, err := r.askMaster(i, key, attempts, trouble)
 		if r.ctx.Err() != nil {
 			r.cancelMaster(key)
 			return
@@ -255,7 +322,7 @@ func (r *jobRun) runShard(i int, shard uint32) {
 			return
 		}
 		switch transport.CodeOf(err) {
-		case transport.CodeRefused, transport.CodeBadRequest, transport.CodeTooLarge:
+		case transport.CodeRefused, transport.CodeBadRequest, transport.CodeTooLarge, transport.CodeSlotsMoved:
 			r.updates <- shardUpdate{i: i, err: err}
 			return
 		case transport.CodeLinkLost, transport.CodeUnknown:
@@ -266,6 +333,12 @@ func (r *jobRun) runShard(i int, shard uint32) {
 			}
 		}
 		r.log.Info("asking a shard's master again", "job", key.Job, "shard", shard, "try", key.Try, "err", err)
+		trouble = job.Cut(err.Error())
+		select { // who waits for the job is to know what for
+		case r.updates <- shardUpdate{i: i, trouble: trouble}:
+		case <-r.ctx.Done():
+			return
+		}
 		select {
 		case <-time.After(pause):
 		case <-r.ctx.Done():
@@ -275,35 +348,51 @@ func (r *jobRun) runShard(i int, shard uint32) {
 	}
 }
 
-// askMaster makes one call and reports progress while it waits for the answer.
-func (r *jobRun) askMaster(i int, key runKey) (shardReply, *Partial, error) {
+// askMaster makes one call, the round's attempts-th for the shard, and reports progress while it waits for the answer. trouble is why the
+// call before it was in vain.
+func (r *jobRound) askMaster(i int, key runKey, attempts int, trouble string) (reply shardReply, p *Partial, err error) {
 	req, err := encodeMessage(shardRequest{runKey: key, Spec: r.rec.Spec}, nil)
 	if err != nil {
-		return shardReply{}, nil, err
+		return reply, nil, err
 	}
 	type answer struct {
 		data []byte
 		err  error
 	}
 	answers := make(chan answer, 1)
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
 	r.wg.Go(func() {
-		data, err := r.env.CallLeader(r.ctx, key.Shard, transport.MethodShardJob, req)
+		data, err := r.env.CallLeader(ctx, key.Shard, transport.MethodShardJob, req)
 		answers <- answer{data, err}
 	})
 	tick := time.NewTicker(progressTick)
 	defer tick.Stop()
+	unknown := 0 // how often, in a row, the shard's leader has not known of it
 	for {
 		select {
 		case a := <-answers:
 			if a.err != nil {
-				return shardReply{}, nil, a.err
+				return reply, nil, a.err
 			}
-			return decodeShardReply(a.data, key)
+			reply, p, err = decodeShardReply(a.data, key)
+			reply.Report.Attempts = attempts
+			return reply, p, err
 		case <-tick.C:
-			if reply, ok := r.askStatus(key); ok {
+			reply, err := r.askStatus(key)
+			switch {
+			case err == nil:
+				unknown = 0
+				reply.Report.Attempts, reply.Report.Trouble = attempts, trouble
 				select {
 				case r.updates <- shardUpdate{i: i, reply: reply}:
 				case <-r.ctx.Done():
+				}
+			case transport.CodeOf(err) == transport.CodeNotFound:
+				// Once it may have ended this moment. Then another node leads: the master that was asked may stand still, and its link be
+				// found dead only in some seconds. What it had done, the next one knows.
+				if unknown++; unknown == 2 {
+					return reply, nil, transport.Errorf(transport.CodeNotLeader, "the shard's leader does not know of it any more")
 				}
 			}
 		}
@@ -322,24 +411,27 @@ func decodeShardReply(data []byte, key runKey) (reply shardReply, p *Partial, er
 	return reply, p, err
 }
 
-func (r *jobRun) askStatus(key runKey) (reply shardReply, ok bool) {
+func (r *jobRound) askStatus(key runKey) (reply shardReply, err error) {
 	ctx, cancel := context.WithTimeout(r.ctx, statusWait)
 	defer cancel()
 	req, err := encodeMessage(key, nil)
 	if err != nil {
-		return reply, false
+		return reply, err
 	}
 	data, err := r.env.CallLeader(ctx, key.Shard, transport.MethodShardJobStatus, req)
 	if err != nil {
-		return reply, false
+		return reply, err
 	}
 	_, err = decodeMessage(data, &reply)
 	reply.Report.Done = false // only the answer itself makes a shard done
-	return reply, err == nil && reply.runKey == key
+	if err == nil && reply.runKey != key {
+		err = fmt.Errorf("answer to another question: %+v for %+v", reply.runKey, key)
+	}
+	return reply, err
 }
 
 // cancelMaster tells the shard's leader that nobody waits for it any more.
-func (r *jobRun) cancelMaster(key runKey) {
+func (r *jobRound) cancelMaster(key runKey) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), cancelWait)
 	defer cancel()
 	req, err := encodeMessage(key, nil)

@@ -1,265 +1,383 @@
 package compute
 
 import (
-	"bytes"
+	"context"
+	"errors"
 	"math"
-	"math/big"
-	"strconv"
 	"strings"
 
-	"github.com/tidwall/gjson"
-
+	"github.com/abacusdb/abacus/compute/expr"
+	"github.com/abacusdb/abacus/compute/fold"
 	"github.com/abacusdb/abacus/compute/job"
 )
 
-type kind uint8
-
-const (
-	kindNone  kind = iota
-	kindInt        // an integer that fits an int64
-	kindBig        // one that does not
-	kindFloat      // finite, never -0
-	kindText
-	kindOther // there, but neither number nor text (a JSON bool, object or array): it can only be counted
-)
-
-// item is what a record is mapped to. Its text aliases the record.
-type item struct {
-	kind  kind
-	int   int64
-	float float64
-	big   *big.Int
-	text  []byte
-}
-
-// maxDigits bounds an integer; a longer one does not parse.
-const maxDigits = 1000
-
-// function is a compiled spec: it maps a record to an item and folds it. It
+// function is a compiled spec: it filters records, reads them, takes them apart, maps what there is and folds it. It
 // belongs to one goroutine.
 type function struct {
-	read  func(value []byte, it *item) bool // as
-	mapTo func(key, value []byte, it *item) bool
-	folds func(k kind) bool // which kinds the reduce can take
-	fold  func(p *Partial, it *item)
-	item  item // of the present record: here, so that a record costs no allocation
+	tests  []test
+	read   func(value []byte, it *fold.Value) bool                                        // as
+	flat   func(ctx context.Context, key, value []byte, each func(*fold.Value) fate) fate // flat_map; nil for none
+	mapTo  func(ctx context.Context, key, value []byte, it *fold.Value) fate
+	group  func(ctx context.Context, key, value []byte) fate // of the record: sets name
+	groups func(it *fold.Value) fate                         // of each value, before it is mapped: sets name
+	takes  func(k fold.Kind) bool                            // which kinds the reduce can take
+	fold   func(p *Partial, key []byte, it *fold.Value) fate
+	// careful: a value that flat_map has made may be bad, and all of a record's are tried before any is folded.
+	careful bool
+	// costly: a record may take milliseconds, whatever its size.
+	costly bool
+
+	// Of the present record; here, so that a record costs no allocation.
+	item fold.Value
+	done bool   // item was read, for the filter's sake
+	name []byte // its group
+	why  string // what an expression says of a bad record
+	// verdict is why the job cannot be answered, if that is known.
+	verdict error
+	text    []byte // holds texts that are not in the record
+	json    document
+	expr    *expr.Record // nil if there are no expressions
 }
 
-// compile makes the function of a valid spec.
+// test is a condition of a filter: it lets a record through (good), or not.
+type test func(ctx context.Context, key, value []byte) fate
+
+// fate is what becomes of a record or of a value.
+type fate uint8
+
+const (
+	good    fate = iota
+	dropped      // by the filter
+	bad          // it cannot be read, mapped, grouped or folded
+	stop         // the job cannot be answered, or nobody wants the answer any more
+)
+
+// compile makes the function of a spec. Its error is a *job.SpecError, also for a fault in an expression.
 func compile(spec job.Spec) (*function, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	f := new(function)
-	path, _ := spec.Path()
-	switch spec.As {
-	case job.AsString:
-		f.read = readString
-	case job.AsInt:
-		f.read = readInt
-	case job.AsFloat:
-		f.read = readFloat
-	case job.AsJSON:
-		f.read = func(value []byte, it *item) bool { return readJSON(value, path, it) }
+	reduce, _ := job.ParseReduce(spec.Reduce)
+	f := &function{fold: foldOf(spec, reduce), takes: kindsOf(reduce)}
+	c := &compiler{function: f, spec: spec}
+	for _, step := range []func() error{c.filter, c.flatMap, c.mapTo, c.groupBy} {
+		if err := step(); err != nil {
+			return nil, err
+		}
 	}
-	switch spec.Map {
-	case job.MapKey:
-		f.mapTo = func(key, _ []byte, it *item) bool { it.setText(key); return true }
-	case job.MapLen: // of the raw value, whatever it is read as
-		f.mapTo = func(_, value []byte, it *item) bool { it.setInt(int64(len(value))); return true }
-	case job.MapSquare:
-		f.mapTo = func(_, _ []byte, it *item) bool { return it.square() }
-	default: // value, and what readJSON found at a path
-		f.mapTo = func(_, _ []byte, _ *item) bool { return true }
-	}
-	switch spec.Reduce {
-	case job.ReduceCount:
-		f.fold, f.folds = func(*Partial, *item) {}, func(kind) bool { return true }
-	case job.ReduceSum, job.ReduceMean:
-		f.fold, f.folds = (*Partial).addSum, isNumber
-	case job.ReduceMin, job.ReduceMax:
-		f.fold, f.folds = (*Partial).addExtreme, func(k kind) bool { return isNumber(k) || k == kindText }
-	}
+	f.costly = f.costly || f.expr != nil
 	return f, nil
 }
 
-// step folds one record into p. It keeps nothing of key and value.
-func (f *function) step(p *Partial, key, value []byte) {
-	it := &f.item
-	if !f.read(value, it) || !f.mapTo(key, value, it) || !f.folds(it.kind) {
-		p.addBad(key)
-		return
+// step folds one record into p, of which it keeps nothing. It says false when there is no use in going on: the
+// job cannot be answered, as p says, or ctx has ended.
+func (f *function) step(ctx context.Context, p *Partial, key, value []byte) (more bool) {
+	f.done, f.why, f.json.valid, f.text = false, "", false, f.text[:0]
+	if f.expr != nil {
+		f.expr.Set(key, value)
 	}
-	p.count(it.kind)
-	f.fold(p, it)
-}
-
-func isNumber(k kind) bool { return k == kindInt || k == kindBig || k == kindFloat }
-
-func (it *item) setInt(n int64)   { *it = item{kind: kindInt, int: n} }
-func (it *item) setText(b []byte) { *it = item{kind: kindText, text: b} }
-
-// setBig keeps one form for one value: what fits an int64 is a kindInt.
-func (it *item) setBig(b *big.Int) {
-	if b.IsInt64() {
-		it.setInt(b.Int64())
-		return
-	}
-	*it = item{kind: kindBig, big: b}
-}
-
-func (it *item) setFloat(f float64) {
-	if f == 0 {
-		f = 0 // -0 and 0 are one value, or a minimum would depend on which came first
-	}
-	*it = item{kind: kindFloat, float: f}
-}
-
-func readString(value []byte, it *item) bool { it.setText(value); return true }
-
-// readInt reads a decimal integer: an optional sign and up to maxDigits digits, nothing else.
-func readInt(value []byte, it *item) bool {
-	if len(value) > maxDigits+1 {
-		return false
-	}
-	n, err := strconv.ParseInt(string(value), 10, 64)
-	if err == nil {
-		it.setInt(n)
-		return true
-	}
-	digits := value
-	if len(digits) > 0 && (digits[0] == '-' || digits[0] == '+') {
-		digits = digits[1:]
-	}
-	if len(digits) == 0 || len(digits) > maxDigits {
-		return false
-	}
-	for _, c := range digits { // big.Int would also take underscores
-		if c < '0' || c > '9' {
-			return false
+	switch f.run(ctx, p, key, value) {
+	case good:
+		p.Records++
+	case dropped:
+		p.Records++
+		p.Filtered++
+	case bad:
+		p.addBad(key, f.why)
+	case stop:
+		if f.verdict != nil {
+			p.decide(f.verdict)
 		}
-	}
-	b, ok := new(big.Int).SetString(string(value), 10)
-	if ok {
-		it.setBig(b)
-	}
-	return ok
-}
-
-// readFloat reads a finite decimal float. NaN, infinities, hexadecimal and what
-// is too large for a float64 do not parse.
-func readFloat(value []byte, it *item) bool {
-	if len(value) > maxDigits+1 {
 		return false
 	}
-	for _, c := range value {
-		if (c < '0' || c > '9') && c != '.' && c != '-' && c != '+' && c != 'e' && c != 'E' {
-			return false
-		}
-	}
-	f, err := strconv.ParseFloat(string(value), 64)
-	it.setFloat(f)
-	return err == nil
-}
-
-// readJSON reads the scalar at path, or the document itself if path is empty.
-// Nothing there, or null, does not parse.
-func readJSON(value []byte, path string, it *item) bool {
-	if !gjson.ValidBytes(value) {
-		return false
-	}
-	var r gjson.Result
-	if path == "" {
-		r = gjson.ParseBytes(value)
-	} else {
-		r = gjson.GetBytes(value, path)
-	}
-	switch {
-	case !r.Exists() || r.Type == gjson.Null:
-		return false
-	case r.Type == gjson.String:
-		it.setText([]byte(r.Str))
-		return true
-	case r.Type == gjson.Number:
-		return readJSONNumber(r, it)
-	}
-	*it = item{kind: kindOther}
 	return true
 }
 
-// readJSONNumber takes a number without point or exponent as an integer, which
-// is then exact however large. One of too many digits does not become a float.
-func readJSONNumber(r gjson.Result, it *item) bool {
-	if r.Raw == "" { // a path that ends in # counts an array and has no text
-		it.setInt(int64(r.Num))
-		return true
+func (f *function) run(ctx context.Context, p *Partial, key, value []byte) fate {
+	for _, passes := range f.tests {
+		if fate := passes(ctx, key, value); fate != good {
+			return fate
+		}
 	}
-	text := []byte(strings.TrimSpace(r.Raw))
-	if bytes.ContainsAny(text, ".eE") {
-		return readFloat(text, it)
+	if !f.done && !f.read(value, &f.item) {
+		return bad
 	}
-	return readInt(text, it)
+	if f.group != nil {
+		if fate := f.group(ctx, key, value); fate != good {
+			return fate
+		}
+	}
+	if f.flat == nil {
+		return f.take(ctx, p, key, value, &f.item)
+	}
+	if f.careful {
+		if fate := f.flat(ctx, key, value, func(it *fold.Value) fate { return f.take(ctx, nil, key, value, it) }); fate != good {
+			return fate
+		}
+	}
+	return f.flat(ctx, key, value, func(it *fold.Value) fate { return f.take(ctx, p, key, value, it) })
 }
 
-// square multiplies a number with itself, exactly for integers. A float whose
-// square is too large for a float64 does not parse.
-func (it *item) square() bool {
-	const maxRoot = 3037000499 // the largest integer whose square fits an int64
+// take maps one value and folds it into p; without p it only says what would become of it.
+func (f *function) take(ctx context.Context, p *Partial, key, value []byte, it *fold.Value) fate {
+	if f.groups != nil {
+		if fate := f.groups(it); fate != good {
+			return fate
+		}
+	}
+	if f.mapTo != nil {
+		if fate := f.mapTo(ctx, key, value, it); fate != good {
+			return fate
+		}
+	}
+	if !f.takes(it.Kind) {
+		return bad
+	}
+	if p == nil {
+		return good
+	}
+	return f.fold(p, key, it)
+}
+
+// foldOf returns what takes a value: the sums and extremes that a Partial has always had, or its table.
+func foldOf(spec job.Spec, r job.Reduce) func(p *Partial, key []byte, it *fold.Value) fate {
+	shape := shapeOf(spec)
+	if shape.table() {
+		return nil // set by groupBy, which has the group's name
+	}
+	switch r.Name {
+	case job.ReduceSum, job.ReduceMean:
+		return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); p.addSum(it); return good }
+	case job.ReduceMin, job.ReduceMax:
+		return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); p.addExtreme(it); return good }
+	}
+	return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); return good }
+}
+
+func kindsOf(r job.Reduce) func(fold.Kind) bool {
 	switch {
-	case it.kind == kindInt && it.int >= -maxRoot && it.int <= maxRoot:
-		it.int *= it.int
-	case it.kind == kindInt:
-		b := big.NewInt(it.int)
-		it.setBig(b.Mul(b, b))
-	case it.kind == kindBig:
-		it.setBig(new(big.Int).Mul(it.big, it.big))
-	case it.kind == kindFloat:
-		it.setFloat(it.float * it.float)
-		return !math.IsInf(it.float, 0)
+	case r.Name == job.ReduceCount:
+		return func(fold.Kind) bool { return true }
+	case r.NumbersOnly():
+		return fold.Kind.IsNumber
+	}
+	return func(k fold.Kind) bool { return k.IsNumber() || k == fold.Text }
+}
+
+// compiler fills in a function, field by field of the spec.
+type compiler struct {
+	*function
+	spec job.Spec
+}
+
+func (c *compiler) filter() error {
+	conditions, _ := job.ParseFilter(c.spec.Filter)
+	for _, cond := range conditions {
+		c.costly = c.costly || cond.Op == job.FilterRe || cond.Op == job.FuncGo
+		t, err := c.test(cond)
+		if err != nil {
+			return err
+		}
+		c.tests = append(c.tests, t)
+	}
+	return nil
+}
+
+func (c *compiler) flatMap() error {
+	flat, _ := c.spec.FlatMapFunc()
+	f := c.function
+	pairs := c.spec.GroupBy == job.GroupPair
+	switch flat.Word {
+	case "":
+	case job.FlatMapWords:
+		f.flat = func(_ context.Context, _, value []byte, each func(*fold.Value) fate) fate {
+			return eachWord(value, &f.item, each)
+		}
 	default:
-		return false
+		eval, err := c.program("flat_map", flat.Arg, expr.FlatMap)
+		if err != nil {
+			return err
+		}
+		f.flat = func(ctx context.Context, _, _ []byte, each func(*fold.Value) fate) fate {
+			last := good
+			err := eval.Each(ctx, func(group []byte, hasGroup bool, v *fold.Value) error {
+				if hasGroup != pairs {
+					f.why = "flat_map makes values, and group_by pair needs [key, value] pairs"
+					if hasGroup {
+						f.why = "flat_map makes [key, value] pairs: set group_by to pair, or make values alone"
+					}
+					last = bad
+					return errStop
+				}
+				if pairs {
+					f.name = group
+				}
+				f.item = *v
+				if last = each(&f.item); last != good {
+					return errStop
+				}
+				return nil
+			})
+			if errors.Is(err, errStop) {
+				return last
+			}
+			return f.failed(ctx, err)
+		}
+		f.careful = true
 	}
-	return true
+	return nil
 }
 
-// compareNumbers orders numbers of any kind exactly.
-func compareNumbers(a, b *item) int {
-	switch {
-	case a.kind == kindInt && b.kind == kindInt:
-		return compare(a.int, b.int)
-	case a.kind == kindFloat && b.kind == kindFloat:
-		return compare(a.float, b.float)
+var errStop = errors.New("stop")
+
+func (c *compiler) mapTo() error {
+	m, _ := c.spec.MapFunc()
+	f := c.function
+	path := ""
+	switch m.Word {
+	case job.MapValue:
+	case job.MapKey:
+		f.mapTo = func(_ context.Context, key, _ []byte, it *fold.Value) fate { it.SetText(key); return good }
+	case job.MapLen: // of the raw value, whatever it is read as, or of the texts that flat_map makes
+		f.mapTo = func(_ context.Context, _, value []byte, it *fold.Value) fate {
+			it.SetInt(int64(len(value)))
+			return good
+		}
+		if f.flat != nil {
+			f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(textLen(it)) }
+		}
+	case job.MapSquare:
+		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(it.Square()) }
+	case job.MapParse:
+		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate {
+			return goodIf(it.Kind == fold.Text && readNumber(it.Text, it))
+		}
+	case job.MapLower:
+		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(f.lower(it)) }
+	case job.MapJSON:
+		path = m.Arg
+	case job.FuncGo:
+		mapped, err := registeredMap(m.Arg)
+		if err != nil {
+			return err
+		}
+		f.costly = true
+		f.mapTo = func(_ context.Context, key, value []byte, it *fold.Value) fate {
+			*it = fold.Value{}
+			return goodIf(mapped(key, value, it) && !(it.Kind == fold.Float && (math.IsNaN(it.Float) || math.IsInf(it.Float, 0))))
+		}
+	default:
+		eval, err := c.program("map", m.Arg, expr.Map)
+		if err != nil {
+			return err
+		}
+		f.mapTo = func(ctx context.Context, _, _ []byte, it *fold.Value) fate { return f.failed(ctx, eval.Value(ctx, it)) }
 	}
-	return exact(a).Cmp(exact(b))
+	f.careful = f.careful || m.Word == job.MapParse && f.flat != nil
+	f.read = c.reader(compilePath(path))
+	return nil
 }
 
-func compare[T int64 | float64](a, b T) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
+// reader reads values as the spec says; of a JSON document the scalar at path.
+func (c *compiler) reader(path jsonPath) func(value []byte, it *fold.Value) bool {
+	switch c.spec.As {
+	case job.AsInt:
+		return readInt
+	case job.AsFloat:
+		return readFloat
+	case job.AsJSON:
+		return func(value []byte, it *fold.Value) bool { return c.json.read(value, &path, it) }
 	}
-	return 0
+	return readString
 }
 
-// exact is a number without rounding: SetInt takes the precision that the integer needs.
-func exact(it *item) *big.Float {
-	switch it.kind {
-	case kindInt:
-		return new(big.Float).SetInt64(it.int)
-	case kindBig:
-		return new(big.Float).SetInt(it.big)
+func (c *compiler) groupBy() error {
+	g, _ := c.spec.GroupByFunc()
+	f := c.function
+	switch g.Word {
+	case "":
+	case job.GroupKey:
+		f.group = func(_ context.Context, key, _ []byte) fate { f.name = key; return good }
+	case job.GroupKeyPart:
+		sep := []byte(g.Arg)
+		f.group = func(_ context.Context, key, _ []byte) (found fate) {
+			f.name, found = keyPart(key, sep, g.Part)
+			return found
+		}
+	case job.GroupJSON:
+		path := compilePath(g.Arg)
+		f.group = func(_ context.Context, _, value []byte) fate { return goodIf(f.json.name(value, &path, f)) }
+	case job.GroupValue:
+		f.groups = func(it *fold.Value) fate { return goodIf(f.nameOf(it)) }
+	case job.GroupLower:
+		f.groups = func(it *fold.Value) fate {
+			text := *it // map has it as it is
+			return goodIf(f.lower(&text) && f.nameOf(&text))
+		}
+	case job.GroupPair: // flat_map sets the name
+	default:
+		eval, err := c.program("group_by", g.Arg, expr.Key)
+		if err != nil {
+			return err
+		}
+		f.group = func(ctx context.Context, _, _ []byte) (fate fate) {
+			name, err := eval.Key(ctx)
+			// The next expression may have the bytes: map runs after this.
+			f.text = append(f.text, name...)
+			f.name = f.text[len(f.text)-len(name):]
+			return f.failed(ctx, err)
+		}
 	}
-	return new(big.Float).SetFloat64(it.float)
+	if shape := shapeOf(c.spec); shape.table() {
+		f.fold = func(p *Partial, key []byte, it *fold.Value) fate { return p.addToTable(shape, f.name, key, it) }
+	}
+	return nil
 }
 
-func (it *item) digits() string {
-	switch it.kind {
-	case kindInt:
-		return strconv.FormatInt(it.int, 10)
-	case kindBig:
-		return it.big.String()
+// program compiles an expression.
+func (c *compiler) program(field, source string, role expr.Role) (*expr.Eval, error) {
+	p, err := expr.Compile(source, role, c.spec.As)
+	if err != nil {
+		return nil, expressionError(field, err)
 	}
-	return formatFloat(it.float)
+	if c.expr == nil {
+		c.expr = expr.NewRecord(c.spec.As)
+	}
+	return p.NewEval(c.expr), nil
+}
+
+func expressionError(field string, err error) error {
+	var wrong *expr.Error
+	if !errors.As(err, &wrong) {
+		return &job.SpecError{Field: field, Reason: err.Error()}
+	}
+	e := &job.SpecError{Field: field, Reason: wrong.Reason, Hint: wrong.Hint}
+	if lines := strings.Split(wrong.Source, "\n"); wrong.Line > 0 && wrong.Line <= len(lines) {
+		line := []rune(lines[wrong.Line-1])
+		e.Where = job.Caret(string(line), len(string(line[:min(max(wrong.Column-1, 0), len(line))])))
+	}
+	return e
+}
+
+// failed turns the error of an expression into the record's fate. One that takes too much ends the job: another attempt would take the same.
+func (f *function) failed(ctx context.Context, err error) fate {
+	if err == nil {
+		return good
+	}
+	if cost := (*expr.CostError)(nil); errors.As(err, &cost) {
+		f.verdict = cost
+		return stop
+	}
+	if ctx.Err() != nil {
+		return stop
+	}
+	f.why = err.Error()
+	return bad
+}
+
+func goodIf(ok bool) fate {
+	if ok {
+		return good
+	}
+	return bad
 }

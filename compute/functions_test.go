@@ -1,12 +1,14 @@
 package compute
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"strings"
 	"testing"
 
+	"github.com/abacusdb/abacus/compute/fold"
 	"github.com/abacusdb/abacus/compute/job"
 )
 
@@ -23,7 +25,7 @@ func over(t testing.TB, s job.Spec, values ...string) *Partial {
 	}
 	p := new(Partial)
 	for i, v := range values {
-		fn.step(p, fmt.Appendf(nil, "k%d", i), []byte(v))
+		fn.step(context.Background(), p, fmt.Appendf(nil, "k%d", i), []byte(v))
 	}
 	return p
 }
@@ -187,7 +189,7 @@ func TestNoRecords(t *testing.T) {
 func TestMixedKinds(t *testing.T) {
 	s := spec("json", "json:a", "min")
 	_, _, err := over(t, s, `{"a":1}`, `{"a":"x"}`, `{"a":2.5}`).Final(s)
-	var mixed *MixedKindsError
+	var mixed *fold.MixedKindsError
 	if !errors.As(err, &mixed) || mixed.Numbers != 2 || mixed.Texts != 1 {
 		t.Errorf("error %v, want 2 numbers and 1 text", err)
 	}
@@ -203,7 +205,7 @@ func TestTextResults(t *testing.T) {
 	if got, _, err := over(t, s, fits, "a").Final(s); err != nil || got.String() != fits {
 		t.Errorf("a text of the greatest length: %d bytes, %v", len(got.String()), err)
 	}
-	var tooLarge *ResultTooLargeError
+	var tooLarge *fold.ResultTooLargeError
 	if _, _, err := over(t, s, fits, fits+"b", fits+"c").Final(s); !errors.As(err, &tooLarge) {
 		t.Errorf("a text that is too long: %v", err)
 	}
@@ -228,7 +230,7 @@ func TestBadKeySample(t *testing.T) {
 	for shift := range keys {
 		p := new(Partial)
 		for i := range keys {
-			fn.step(p, []byte(keys[(i+shift)%len(keys)]), []byte("x"))
+			fn.step(context.Background(), p, []byte(keys[(i+shift)%len(keys)]), []byte("x"))
 		}
 		if shift == 0 {
 			want = p.Encode()
@@ -243,10 +245,10 @@ func TestBadKeySample(t *testing.T) {
 }
 
 func TestCompareNumbersExactly(t *testing.T) {
-	in := func(s string) *item { it := new(item); readInt([]byte(s), it); return it }
-	fl := func(f float64) *item { it := new(item); it.setFloat(f); return it }
+	in := func(s string) *fold.Value { it := new(fold.Value); readInt([]byte(s), it); return it }
+	fl := func(f float64) *fold.Value { it := new(fold.Value); it.SetFloat(f); return it }
 	for _, c := range []struct {
-		a, b *item
+		a, b *fold.Value
 		want int
 	}{
 		{in("9007199254740993"), fl(9007199254740992), 1},
@@ -257,8 +259,8 @@ func TestCompareNumbersExactly(t *testing.T) {
 		{in("99999999999999999999"), in("99999999999999999998"), 1},
 		{fl(0.5), in("0"), 1},
 	} {
-		if got := compareNumbers(c.a, c.b); got != c.want {
-			t.Errorf("compare %s with %s: %d, want %d", c.a.digits(), c.b.digits(), got, c.want)
+		if got := fold.CompareNumbers(c.a, c.b); got != c.want {
+			t.Errorf("compare %s with %s: %d, want %d", c.a.Digits(), c.b.Digits(), got, c.want)
 		}
 	}
 }
@@ -281,8 +283,14 @@ func BenchmarkStep(b *testing.B) {
 		value string
 	}{
 		{"int square sum", spec("int", "square", "sum"), "123456"},
+		{"int filter square sum", job.Spec{As: "int", Filter: "value range 0..1000000", Map: "square", Reduce: "sum", OnError: "fail"}, "123456"},
+		{"int group sum", job.Spec{As: "int", Map: "value", GroupBy: "key", Reduce: "sum", OnError: "fail"}, "123456"},
+		{"json filter group sum", job.Spec{As: "json", Filter: "json:country prefix N", Map: "json:population", GroupBy: "json:country", Reduce: "sum", OnError: "fail"}, oslo},
+		{"words by lower", job.Spec{As: "string", FlatMap: "words", Map: "value", GroupBy: "lower", Reduce: "count", OnError: "fail"}, "The quick brown fox jumps over the lazy dog"},
+		{"CEL map sum", job.Spec{As: "int", Map: "v * v + 1", Reduce: "sum", OnError: "fail"}, "123456"},
+		{"quantile", job.Spec{As: "int", Map: "value", Reduce: "quantile:0.5", OnError: "fail"}, "123456"},
 		{"float sum", spec("float", "value", "sum"), "1234.5678"},
-		{"json path sum", spec("json", "json:population", "sum"), `{"name":"Oslo","country":"NO","population":580000,"lat":59.91273,"lon":10.74609}`},
+		{"json path sum", spec("json", "json:population", "sum"), oslo},
 		{"string max", spec("string", "value", "max"), "hello world"},
 	} {
 		b.Run(c.name, func(b *testing.B) {
@@ -293,8 +301,39 @@ func BenchmarkStep(b *testing.B) {
 			p, key, value := new(Partial), []byte("key"), []byte(c.value)
 			b.ReportAllocs()
 			for b.Loop() {
-				fn.step(p, key, value)
+				fn.step(context.Background(), p, key, value)
 			}
 		})
+	}
+}
+
+// oslo is a document of 221 bytes.
+const oslo = `{"id":"c-102934","name":"Oslo","country":"NO","tags":["capital","port","fjord"],"population":580000,"area":{"land":426.4,"water":27.7},"lat":59.91273,"lon":10.74609,"mayor":"Anne Lindboe","updated":"2026-11-03T10:22:33Z"}`
+
+// What would take a record very long, or very deep, is a bad record.
+func TestCostlyRecordsAreBad(t *testing.T) {
+	long := strings.Repeat("a", 1<<20)
+	for name, c := range map[string]struct {
+		spec  job.Spec
+		value string
+		bad   bool
+	}{
+		"a large pattern on a short text": {job.Spec{Filter: "value re '(?s)(?:.?){400}!'"}, "aaa!", false},
+		"a large pattern on a long text":  {job.Spec{Filter: "value re '(?s)(?:.?){400}!'"}, long, true},
+		"a small one":                     {job.Spec{Filter: "value re 'a+!?$'"}, long, false},
+		"a deep document":                 {job.Spec{As: "json", Map: "json:a.#"}, strings.Repeat("[", 1<<20), true},
+		"one with deep texts":             {job.Spec{As: "json", Map: "json:a.#"}, `{"a":["` + strings.Repeat(`[\"{`, 20_000) + `"]}`, false},
+	} {
+		c.spec.Reduce, c.spec.OnError = "count", "skip"
+		if p := over(t, c.spec.WithDefaults(), c.value); (p.Bad == 1) != c.bad {
+			t.Errorf("%s: %d of %d bad", name, p.Bad, p.Records)
+		}
+	}
+}
+
+// A sum takes no value that is not a number, whoever made it.
+func TestEndlessValuesAreBad(t *testing.T) {
+	if p := over(t, job.Spec{Map: "go:endless", Reduce: "sum", OnError: "skip"}.WithDefaults(), "1", "2"); p.Bad != 2 {
+		t.Errorf("%d values without end are bad, want 2", p.Bad)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -37,10 +38,12 @@ const (
 	maxEpochs = 8
 
 	queueRetryAfter = 5 * time.Second
-	waitingAge      = time.Second     // how old this node's idea of the queue's length may be
-	ledgerTick      = 5 * time.Second // the coordinator rereads the whole ledger this often, in case a change went unnoticed
-	ledgerWait      = 5 * time.Second // for one look at the ledger
+	fullAge         = 100 * time.Millisecond // and when it finds it full
+	waitingAge      = time.Second            // how old this node's idea of the queue's length may be
+	ledgerTick      = 5 * time.Second        // the coordinator rereads the whole ledger this often, in case a change went unnoticed
+	ledgerWait      = 5 * time.Second        // for one look at the ledger
 	updateWait      = 10 * time.Second
+	forgetWait      = 2 * time.Second
 	minPoll         = 10 * time.Millisecond
 	maxPoll         = 250 * time.Millisecond
 )
@@ -71,21 +74,24 @@ type Jobs struct {
 	mu      sync.Mutex
 	changed map[string]bool // ids for RunLeader to look at; nil while it does not run
 	wake    chan struct{}
-	waiting int // jobs not started, as of waitingAt, and what was submitted here since
-	asOf    time.Time
+	// watching are the jobs that calls of Result wait for, as many as there are calls at most.
+	watching map[string]watched
+	waiting  int // jobs not started, as of waitingAt, and what was submitted here since
+	asOf     time.Time
+	counting chan struct{} // holds a token while somebody counts
 }
 
 // NewJobs returns the list for node self. now is the wall clock, which a job's record is told in.
 func NewJobs(self string, ledger Ledger, env Env, now func() time.Time, log *slog.Logger) *Jobs {
-	return &Jobs{self: self, ledger: ledger, env: env, now: now, log: log, co: NewCoordinator(now, log), wake: make(chan struct{}, 1)}
+	return &Jobs{self: self, ledger: ledger, env: env, now: now, log: log, co: NewCoordinator(now, log), wake: make(chan struct{}, 1), watching: map[string]watched{}, counting: make(chan struct{}, 1)}
 }
 
 // Submit queues a job and returns its id. With an id in the spec it is
 // idempotent: the same spec again is the same job, another one is CodeConflict.
-// Errors: *job.SpecError, *QueueFullError, or the ledger's.
+// Errors: *job.SpecError, CodeRefused for what the cluster's feature level does not allow yet, *QueueFullError, or the ledger's.
 func (j *Jobs) Submit(ctx context.Context, spec job.Spec) (string, error) {
 	spec = spec.WithDefaults()
-	if err := spec.Validate(); err != nil {
+	if err := j.check(spec); err != nil {
 		return "", err
 	}
 	given := spec.ID != ""
@@ -107,7 +113,8 @@ func (j *Jobs) Submit(ctx context.Context, spec job.Spec) (string, error) {
 		}
 		return "", fmt.Errorf("submit job %s: %w", spec.ID, known)
 	}
-	rec := job.Record{ID: spec.ID, Spec: spec, State: job.Queued, SubmittedMillis: j.now().UnixMilli()}
+	rec := job.Record{ID: spec.ID, Instance: strings.ToLower(rand.Text()[:8]), Spec: spec, State: job.Queued, SubmittedMillis: j.now().UnixMilli()}
+	rec.Log(j.now(), "submitted by way of "+j.self)
 	err := j.retry(ctx, func(ctx context.Context) error {
 		_, err := j.ledger.Put(ctx, rec, 0)
 		if transport.CodeOf(err) != transport.CodeConflict {
@@ -123,6 +130,18 @@ func (j *Jobs) Submit(ctx context.Context, spec job.Spec) (string, error) {
 	return spec.ID, nil
 }
 
+// check refuses a spec that cannot be run, or not yet.
+func (j *Jobs) check(spec job.Spec) error {
+	if _, err := compile(spec); err != nil { // expressions, too: a fault in one is told now and not by each task
+		return err
+	}
+	// An older node would refuse its part of the job, or not understand its record.
+	if has := j.env.Level(); has < sharding.LevelJobs && !spec.Classic() {
+		return transport.Errorf(transport.CodeRefused, "%v", &sharding.LevelError{Has: has, Needs: sharding.LevelJobs})
+	}
+	return nil
+}
+
 // same says whether the ledger has the job of spec: nil if it has, CodeRefused if
 // the id is another job's, CodeNotFound if it is nobody's.
 func (j *Jobs) same(ctx context.Context, spec job.Spec) error {
@@ -136,10 +155,21 @@ func (j *Jobs) same(ctx context.Context, spec job.Spec) error {
 // admit refuses a job when the queue is full. The count may be a second old, so
 // the bound is a soft one: nodes together may overshoot it by what they take in within that.
 func (j *Jobs) admit(ctx context.Context) error {
-	j.mu.Lock()
-	stale := time.Since(j.asOf) > waitingAge
-	j.mu.Unlock()
-	if stale {
+	stale := func() bool {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		age := time.Since(j.asOf)
+		return age > waitingAge || j.waiting >= maxWaiting && age > fullAge // some of them may have begun meanwhile
+	}
+	if stale() { // one counts for all that come meanwhile
+		select {
+		case j.counting <- struct{}{}:
+			defer func() { <-j.counting }()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if stale() {
 		recs, err := j.ledger.List(ctx)
 		if err != nil {
 			return fmt.Errorf("count waiting jobs: %w", err)
@@ -172,6 +202,8 @@ func (j *Jobs) Status(ctx context.Context, id string) (job.Record, error) {
 // Result waits up to wait for the job to finish and returns the record as it then is.
 func (j *Jobs) Result(ctx context.Context, id string, wait time.Duration) (job.Record, error) {
 	deadline := time.Now().Add(wait)
+	watch := j.watch(id)
+	defer j.unwatch(id)
 	for poll := minPoll; ; poll = min(poll*3/2, maxPoll) {
 		rec, err := j.Status(ctx, id)
 		left := time.Until(deadline)
@@ -179,6 +211,8 @@ func (j *Jobs) Result(ctx context.Context, id string, wait time.Duration) (job.R
 			return rec, err
 		}
 		select {
+		case <-watch.changed: // a replica of the ledger is here, and heard of it first
+			watch = j.rewatch(id)
 		case <-time.After(min(poll, left)):
 		case <-ctx.Done():
 			return rec, nil // the record is right, only not final
@@ -198,6 +232,7 @@ func (j *Jobs) Cancel(ctx context.Context, id string) error {
 		}
 		rec.State, rec.Code, rec.Error = job.Cancelled, job.CodeCancelled, "cancelled"
 		rec.FinishedMillis = j.now().UnixMilli()
+		rec.Log(j.now(), "cancelled by way of "+j.self)
 		return nil
 	})
 	if err == nil {
@@ -223,12 +258,53 @@ func bySubmit(a, b job.Record) int {
 	return cmp.Or(cmp.Compare(a.SubmittedMillis, b.SubmittedMillis), cmp.Compare(a.ID, b.ID))
 }
 
-// Changed tells the loop that a job's record has changed: node calls it when
+// watched is a job whose end somebody waits for on this node.
+type watched struct {
+	waiters int
+	changed chan struct{} // closed at the next change of its record that is applied here
+}
+
+func (j *Jobs) watch(id string) watched {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	w := j.watching[id]
+	if w.waiters == 0 {
+		w.changed = make(chan struct{})
+	}
+	w.waiters++
+	j.watching[id] = w
+	return w
+}
+
+// rewatch is for who waits on.
+func (j *Jobs) rewatch(id string) watched {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.watching[id]
+}
+
+func (j *Jobs) unwatch(id string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	w := j.watching[id]
+	if w.waiters--; w.waiters == 0 {
+		delete(j.watching, id)
+		return
+	}
+	j.watching[id] = w
+}
+
+// Changed tells the loop, and who waits for the job here, that a job's record has changed: node calls it when
 // this replica of shard 0 applies such a change, so that a submit starts and a
 // cancel stops a job at once. It never blocks, and does nothing on a node that does not lead.
 func (j *Jobs) Changed(id string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if w, ok := j.watching[id]; ok {
+		close(w.changed)
+		w.changed = make(chan struct{})
+		j.watching[id] = w
+	}
 	if j.changed == nil {
 		return
 	}

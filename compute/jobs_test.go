@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -114,6 +116,25 @@ func TestSubmitRefuses(t *testing.T) {
 		}
 		c.leadJobs("n1")
 		time.Sleep(time.Minute)
+		c.submit("n1", sumOf("a/"))
+	})
+}
+
+// A queue that was full takes jobs as soon as some have begun; and many who ask at once count it once.
+func TestFullQueueIsCountedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, 1)
+		for range maxWaiting {
+			c.submit("n1", sumOf("a/"))
+		}
+		var full *QueueFullError
+		if _, err := c.node("n1").jobs.Submit(t.Context(), sumOf("a/")); !errors.As(err, &full) {
+			t.Fatal(err)
+		}
+		c.ledger.mu.Lock()
+		clear(c.ledger.records)
+		c.ledger.mu.Unlock()
+		time.Sleep(2 * fullAge)
 		c.submit("n1", sumOf("a/"))
 	})
 }
@@ -500,6 +521,121 @@ func TestOldJobsAreDropped(t *testing.T) {
 		recs, err := c.ledger.List(t.Context())
 		if err != nil || len(recs) != maxFinished || slices.ContainsFunc(recs, func(r job.Record) bool { return r.ID < "j0005" }) {
 			t.Errorf("%d records are kept, %v", len(recs), err)
+		}
+	})
+}
+
+// A job that fails or is cancelled while shards are at it leaves nothing in them: no rows, and no pins, of which a replica has a few only.
+func TestUnfinishedPartsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 2)
+		c.fill("a/", 2000)
+		c.listen()
+		c.leadJobs("n1")
+		c.hook(func(h *hooks) {
+			h.scan = func(_ string, shard uint32, _ string) error {
+				if shard == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				return nil
+			}
+		})
+		left := func(what string) {
+			t.Helper()
+			time.Sleep(3 * time.Second)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for shard, rows := range c.rows {
+				if len(rows) > 0 {
+					t.Errorf("%s: %d rows in shard %d", what, len(rows), shard)
+				}
+			}
+			for _, n := range c.nodes {
+				for shard, pins := range n.pins {
+					if len(pins) > 0 {
+						t.Errorf("%s: %s has %d pins of shard %d", what, n.id, len(pins), shard)
+					}
+				}
+			}
+		}
+		s := sumOf("a/")
+		s.GroupBy, s.MaxGroups = "key", 900 // a task has too few for that
+		if rec := c.result("n1", c.submit("n1", s)); rec.State != job.Failed || rec.Shards[0].Done {
+			t.Fatalf("job %s, shards %+v", rec.State, rec.Shards)
+		}
+		left("failed")
+		id := c.submit("n1", sumOf("a/"))
+		time.Sleep(100 * time.Millisecond)
+		if err := c.node("n2").jobs.Cancel(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		left("cancelled")
+	})
+}
+
+// A thousand jobs, submitted at once at two nodes, while a third, which leads a shard and works for both, dies again and again, and the coordinator
+// goes from node to node: each is taken or refused for now, each that was taken ends with the right answer, and nobody remembers any of it.
+func TestThousandJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const all = 1000 / slowed
+		c := newCluster(t, 4, 2)
+		c.listen()
+		want := strconv.Itoa(c.fill("a/", 60))
+		c.lead(1, "n3")
+		var clients sync.WaitGroup
+		var wrong, refused atomic.Int32
+		for i := range all {
+			clients.Go(func() {
+				node, s := c.node([]string{"n1", "n2"}[i%2]), sumOf("a/")
+				s.ID, s.Cache, s.TasksPerReplica = fmt.Sprintf("j%d", i), job.CacheOff, 1+i%3
+				for {
+					_, err := node.jobs.Submit(t.Context(), s)
+					var full *QueueFullError
+					if errors.As(err, &full) {
+						refused.Add(1)
+						time.Sleep(full.RetryAfter + time.Duration(i)*time.Millisecond)
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					break
+				}
+				rec, err := node.jobs.Result(t.Context(), s.ID, time.Hour)
+				if err != nil || rec.State != job.Succeeded || rec.Result.String() != want {
+					if wrong.Add(1) < 5 {
+						t.Errorf("%s: %v, %s, %v: %s", s.ID, err, rec.State, rec.Result, rec.Error)
+					}
+				}
+			})
+		}
+		over, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for i := 0; ; i++ {
+				stop := c.leadJobs([]string{"n1", "n2"}[i%2])
+				for range 3 {
+					select {
+					case <-over:
+						stop()
+						return
+					case <-time.After(700 * time.Millisecond):
+					}
+					c.kill("n3")
+					c.lead(1, "n4")
+					time.Sleep(300 * time.Millisecond)
+					c.start("n3")
+					c.lead(1, "n3")
+				}
+				stop()
+			}
+		}()
+		clients.Wait()
+		close(over)
+		<-ended
+		if wrong.Load() > 0 || slowed == 1 && refused.Load() == 0 {
+			t.Errorf("%d of %d jobs went wrong; %d times one was refused for now", wrong.Load(), all, refused.Load())
 		}
 	})
 }

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -21,7 +24,7 @@ type leaderLoop struct {
 	ended   chan string
 }
 
-// RunLeader runs jobs, oldest first, until ctx ends: node calls it while this
+// RunLeader runs jobs, by priority and age, until ctx ends: node calls it while this
 // node leads shard 0. A job that a former coordinator left running starts again in the
 // next epoch. It returns when its runs have ended; they leave their records as
 // they are, for the next leader.
@@ -164,7 +167,7 @@ func (l *leaderLoop) gone(id string) {
 	}
 }
 
-// start begins waiting jobs while there is room: those that ran already first, then the oldest.
+// start begins waiting jobs while there is room: those that ran already first, then by precedence.
 func (l *leaderLoop) start(ctx context.Context) {
 	queue := slices.SortedFunc(maps.Values(l.waiting), func(a, b job.Record) int {
 		if (a.State == job.Running) != (b.State == job.Running) {
@@ -173,7 +176,7 @@ func (l *leaderLoop) start(ctx context.Context) {
 			}
 			return 1
 		}
-		return bySubmit(a, b)
+		return byPrecedence(a, b)
 	})
 	for _, rec := range queue {
 		if len(l.running) >= maxRunning || ctx.Err() != nil {
@@ -189,6 +192,14 @@ func (l *leaderLoop) start(ctx context.Context) {
 	}
 }
 
+// byPrecedence orders jobs that wait: by when they were submitted, moved by their priorities.
+func byPrecedence(a, b job.Record) int {
+	due := func(r job.Record) time.Time {
+		return precedence(time.UnixMilli(r.SubmittedMillis), r.Spec.Priority, jobHeadStart)
+	}
+	return cmp.Or(due(a).Compare(due(b)), bySubmit(a, b))
+}
+
 // run claims a job for a new epoch, runs it and writes its end.
 func (j *Jobs) run(ctx context.Context, id string) {
 	var rec job.Record
@@ -202,9 +213,11 @@ func (j *Jobs) run(ctx context.Context, id string) {
 		if r.StartedMillis == 0 {
 			r.StartedMillis = j.now().UnixMilli()
 		}
+		r.Log(j.now(), fmt.Sprintf("started by %s, run %d", j.self, r.Epoch))
 		if r.Epoch > maxEpochs {
 			r.State, r.Code, r.FinishedMillis = job.Failed, job.CodeFailed, j.now().UnixMilli()
 			r.Error = fmt.Sprintf("lost its coordinator %d times", maxEpochs)
+			r.Log(j.now(), "failed: "+r.Error)
 		}
 		rec = *r
 		return nil
@@ -222,6 +235,9 @@ func (j *Jobs) run(ctx context.Context, id string) {
 	rec = j.co.Run(ctx, rec, &runEnv{Env: j.env, jobs: j})
 	if !rec.State.Finished() {
 		j.log.Info("job run stopped", "job", id, "epoch", rec.Epoch)
+		if errors.Is(context.Cause(ctx), job.ErrCancelled) { // nobody will go on with it
+			j.forget(ctx, rec)
+		}
 		return
 	}
 	if err := j.save(ctx, rec); err != nil {
@@ -229,6 +245,60 @@ func (j *Jobs) run(ctx context.Context, id string) {
 		return
 	}
 	j.log.Info("job finished", "job", id, "epoch", rec.Epoch, "state", rec.State)
+	j.forget(ctx, rec)
+}
+
+// forget tells the shards that what they remember of a job can go. A shard that does not hear it finds out by itself: see Sweep.
+func (j *Jobs) forget(ctx context.Context, rec job.Record) {
+	if j.env.Level() < sharding.LevelPins { // they remember nothing, and may not know the question
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetWait) // which ends when it is seen that the job has
+	defer cancel()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, s := range rec.Shards {
+		// Of one task nothing is remembered; of a part that has not ended it is not known how many there are.
+		if s.Done && len(s.Tasks) < 2 {
+			continue
+		}
+		all.Go(func() {
+			req, err := encodeMessage(shardOfJob{rec.Key(), s.Shard}, nil)
+			if err == nil {
+				_, err = j.env.CallLeader(ctx, s.Shard, transport.MethodShardJobForget, req)
+			}
+			if err != nil {
+				j.log.Debug("shard does not forget a job yet", "job", rec.ID, "shard", s.Shard, "err", err)
+			}
+		})
+	}
+}
+
+// Sweep has a shard that this node leads forget the jobs that have ended: node calls it now and then, for a coordinator or a master may
+// have died before it could.
+func (j *Jobs) Sweep(ctx context.Context, m *Master, shard uint32, rows []string) error {
+	seen := map[string]bool{}
+	var failed error // the first; a record that this program cannot read is no reason to keep the rows of all others
+	for _, name := range rows {
+		key := JobOfRow(name)
+		if key == "" || seen[key] {
+			continue
+		}
+		seen[key] = true
+		id, _, _ := strings.Cut(key, "~")
+		rec, _, err := j.ledger.Get(ctx, id)
+		if err != nil && transport.CodeOf(err) != transport.CodeNotFound {
+			failed = cmp.Or(failed, err)
+			continue
+		}
+		if err == nil && rec.Key() == key && !rec.State.Finished() {
+			continue
+		}
+		if err := m.Forget(ctx, shard, key); err != nil {
+			return err
+		}
+	}
+	return failed
 }
 
 // save writes a run's record if the job is still this run's: not finished and
@@ -242,7 +312,9 @@ func (j *Jobs) save(ctx context.Context, rec job.Record) error {
 		if r.Epoch != rec.Epoch || r.State.Finished() {
 			return errSuperseded
 		}
-		*r = rec
+		next := rec
+		next.LogSince(*r, j.now())
+		*r = next
 		return nil
 	})
 	if errors.Is(err, errSuperseded) || transport.CodeOf(err) == transport.CodeNotFound {

@@ -2,18 +2,22 @@ package compute
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"math/rand/v2"
 	"os"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/abacusdb/abacus/compute/fold"
 	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/compute/job/jobtest"
 )
 
 // However the records are split, in whatever order the parts are computed, sent
@@ -31,7 +35,7 @@ func TestSplitsAndOrdersAgree(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(seed, 1))
 				values := make([]string, rnd.IntN(200))
 				for i := range values {
-					values[i] = randomValue(rnd, s.As)
+					values[i] = jobtest.Value(rnd, s.As)
 				}
 				whole := over(t, s, values...).Encode()
 				if got := inParts(t, s, rnd, values).Encode(); !bytes.Equal(got, whole) {
@@ -40,33 +44,6 @@ func TestSplitsAndOrdersAgree(t *testing.T) {
 			}
 		})
 	}
-}
-
-func randomValue(rnd *rand.Rand, as string) string {
-	n := func() string {
-		switch rnd.IntN(4) {
-		case 0:
-			return strconv.FormatInt(int64(rnd.Uint64()), 10) // any of 64 bits
-		case 1:
-			return strconv.FormatUint(rnd.Uint64(), 10) + strconv.FormatUint(rnd.Uint64(), 10)
-		}
-		return strconv.Itoa(rnd.IntN(100) - 50)
-	}
-	f := func() string {
-		if rnd.IntN(3) == 0 {
-			return strconv.FormatFloat(math.Float64frombits(rnd.Uint64()), 'g', -1, 64) // NaN too
-		}
-		return strconv.FormatFloat(rnd.NormFloat64(), 'g', -1, 64)
-	}
-	switch as {
-	case job.AsInt:
-		return n()
-	case job.AsFloat:
-		return f()
-	case job.AsJSON:
-		return [...]string{`{"x":` + n() + `}`, `{"x":` + f() + `}`, `{"x":"` + n() + `"}`, `{"y":1}`, `{`}[min(rnd.IntN(12), 4)]
-	}
-	return strings.Repeat(string(rune('a'+rnd.IntN(26))), rnd.IntN(30))
 }
 
 // inParts deals the records out at random, sends each part through the codec
@@ -81,7 +58,7 @@ func inParts(t *testing.T, s job.Spec, rnd *rand.Rand, values []string) *Partial
 		t.Fatal(err)
 	}
 	for _, i := range rnd.Perm(len(values)) {
-		fn.step(parts[rnd.IntN(len(parts))], fmt.Appendf(nil, "k%d", i), []byte(values[i]))
+		fn.step(context.Background(), parts[rnd.IntN(len(parts))], fmt.Appendf(nil, "k%d", i), []byte(values[i]))
 	}
 	for len(parts) > 1 {
 		i := rnd.IntN(len(parts) - 1)
@@ -95,72 +72,14 @@ func inParts(t *testing.T, s job.Spec, rnd *rand.Rand, values []string) *Partial
 	return parts[0]
 }
 
-// The float sum is the exact sum rounded once; big.Rat is the judge.
-func TestFloatSumIsExact(t *testing.T) {
-	for seed := range uint64(200) {
-		rnd := rand.New(rand.NewPCG(seed, 2))
-		var sum floatSum
-		want := new(big.Rat)
-		for range 100 {
-			f := math.Float64frombits(rnd.Uint64())
-			if seed%2 == 0 {
-				f = rnd.NormFloat64() * 1e10
-			}
-			if math.IsNaN(f) || math.IsInf(f, 0) {
-				continue
-			}
-			sum.add(f)
-			want.Add(want, new(big.Rat).SetFloat64(f))
-		}
-		if got := ratio(new(big.Int), sum.total(), 1); got.Cmp(want) != 0 {
-			t.Fatalf("seed %d: sum %s, want %s", seed, decimal(got), decimal(want))
-		}
-	}
-}
-
-// Sums at the ends of the range: every limb, both signs, the smallest subnormal to the greatest.
-func TestFloatSumEdges(t *testing.T) {
-	var sum floatSum
-	edges := []float64{math.SmallestNonzeroFloat64, math.MaxFloat64, 0x1p-1022, 0x1p-1022 - math.SmallestNonzeroFloat64, 1, 0x1p31, 0x1p32, 0x1p33}
-	for _, f := range edges {
-		sum.add(f)
-		sum.add(f)
-		sum.add(-f)
-	}
-	sum.adds = limbAdds // make the next add fold
-	for _, f := range edges {
-		sum.add(-f)
-	}
-	if got := sum.total(); got.Sign() != 0 {
-		t.Errorf("what was added and taken away again leaves %s", got)
-	}
-}
-
-func TestIntSumSpills(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(3, 3))
-	var sum intSum
-	want := new(big.Int)
-	for range 10000 {
-		n := int64(rnd.Uint64())
-		if rnd.IntN(10) == 0 {
-			n = [...]int64{math.MaxInt64, math.MinInt64, 0, 1, -1}[rnd.IntN(5)]
-		}
-		sum.add(n)
-		want.Add(want, big.NewInt(n))
-		if sum.total().Cmp(want) != 0 {
-			t.Fatalf("sum %s, want %s", sum.total(), want)
-		}
-	}
-}
-
 // goldenPartial has something in every field.
 func goldenPartial() *Partial {
-	p := &Partial{Records: 7, Bad: 1, badKeys: []string{"bad"}, ints: 2, floats: 1, texts: 2, others: 1, loText: []byte("a"), hiText: []byte("b")}
-	p.sum.addBig(new(big.Int).Neg(new(big.Int).Lsh(big.NewInt(1), 80)))
-	p.fsum = new(floatSum)
-	p.fsum.add(math.SmallestNonzeroFloat64 * 3)
-	p.lo.setBig(new(big.Int).Neg(new(big.Int).Lsh(big.NewInt(1), 80)))
-	p.hi.setFloat(1.5)
+	p := &Partial{Records: 7, Bad: 1, badKeys: []string{"bad"}, badWhy: []string{""}, ints: 2, floats: 1, texts: 2, others: 1, loText: []byte("a"), hiText: []byte("b")}
+	p.sum.AddBig(new(big.Int).Neg(new(big.Int).Lsh(big.NewInt(1), 80)))
+	p.fsum = new(fold.FloatSum)
+	p.fsum.Add(math.SmallestNonzeroFloat64 * 3)
+	p.lo.SetBig(new(big.Int).Neg(new(big.Int).Lsh(big.NewInt(1), 80)))
+	p.hi.SetFloat(1.5)
 	return p
 }
 
@@ -191,8 +110,8 @@ func TestDecodePartialRefuses(t *testing.T) {
 		t.Error("bytes after the end were accepted")
 	}
 	var version *job.VersionError
-	if _, err := DecodePartial([]byte{2}); !errors.As(err, &version) || version.Version != 2 {
-		t.Errorf("version 2: %v", err)
+	if _, err := DecodePartial([]byte{3}); !errors.As(err, &version) || version.Version != 3 {
+		t.Errorf("version 3: %v", err)
 	}
 	spoil := func(change func(p *Partial)) []byte {
 		p := goldenPartial()
@@ -202,16 +121,16 @@ func TestDecodePartialRefuses(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"bad keys without bad records": spoil(func(p *Partial) { p.Bad = 0 }),
 		"bad records without keys":     spoil(func(p *Partial) { p.badKeys = nil }),
-		"bad keys out of order":        spoil(func(p *Partial) { p.Bad, p.badKeys = 2, []string{"b", "a"} }),
+		"bad keys out of order":        spoil(func(p *Partial) { p.Bad, p.badKeys, p.badWhy = 2, []string{"b", "a"}, []string{"", ""} }),
 		"a sum without integers":       spoil(func(p *Partial) { p.ints = 0 }),
 		"a sum without floats":         spoil(func(p *Partial) { p.floats = 0 }),
-		"extremes without numbers":     spoil(func(p *Partial) { p.ints, p.floats, p.sum, p.fsum = 0, 0, intSum{}, nil }),
+		"extremes without numbers":     spoil(func(p *Partial) { p.ints, p.floats, p.sum, p.fsum = 0, 0, fold.IntSum{}, nil }),
 		"texts without texts":          spoil(func(p *Partial) { p.texts = 0 }),
-		"one extreme":                  spoil(func(p *Partial) { p.lo = item{} }),
+		"one extreme":                  spoil(func(p *Partial) { p.lo = fold.Value{} }),
 		"minimum above maximum":        spoil(func(p *Partial) { p.lo, p.hi = p.hi, p.lo }),
-		"an infinite float":            spoil(func(p *Partial) { p.hi.float = math.Inf(1) }),
+		"an infinite float":            spoil(func(p *Partial) { p.hi.Float = math.Inf(1) }),
 		"texts out of order":           spoil(func(p *Partial) { p.loText, p.hiText = p.hiText, p.loText }),
-		"a huge integer":               spoil(func(p *Partial) { p.sum.addBig(new(big.Int).Lsh(big.NewInt(1), 8*maxBigBytes+8)) }),
+		"a huge integer":               spoil(func(p *Partial) { p.sum.AddBig(new(big.Int).Lsh(big.NewInt(1), 8*maxBigBytes+8)) }),
 		"a huge text":                  spoil(func(p *Partial) { p.hiText = bytes.Repeat([]byte("b"), maxTextBytes+2) }),
 		"a length beyond the end":      {partialVersion, 1, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f},
 		"a count that wraps":           {partialVersion, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
@@ -223,11 +142,77 @@ func TestDecodePartialRefuses(t *testing.T) {
 	}
 }
 
+// widePartials are of every kind that takes version 2.
+func widePartials(t testing.TB) map[string]*Partial {
+	filtered, _ := overRows(t, `{"filter":"key prefix a","reduce":"max"}`, "a=1", "b=2")
+	grouped, _ := overRows(t, `{"as":"int","group_by":"value","max_groups":7,"on_error":"skip"}`, "a=1", "b=2", "c=x")
+	sketch, _ := overRows(t, `{"as":"int","reduce":"quantile:0.5"}`, "a=1", "b=2")
+	words, _ := overRows(t, `{"flat_map":"words"}`, "a=1 2 3", "b=")
+	why, _ := overRows(t, `{"as":"json","map":"v.x","reduce":"sum"}`, "a={}", `b={"x":1}`)
+	verdict, _ := overRows(t, `{"group_by":"key","max_groups":1}`, "a=1", "b=2")
+	return map[string]*Partial{"filtered": filtered, "grouped": grouped, "sketch": sketch, "words": words, "why": why, "verdict": verdict}
+}
+
+// The bytes of version 2 are fixed, too, and nothing else is read as one.
+func TestWidePartials(t *testing.T) {
+	want, err := os.ReadFile("testdata/partial-v2.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wides := widePartials(t)
+	var got strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(wides)) {
+		data := wides[name].Encode()
+		fmt.Fprintf(&got, "%s %x\n", name, data)
+		back, err := DecodePartial(data)
+		if err != nil || !bytes.Equal(back.Encode(), data) || back.Records != wides[name].Records {
+			t.Errorf("%s was read back as %+v, %v", name, back, err)
+		}
+		for n := range data {
+			if p, err := DecodePartial(data[:n]); err == nil && !bytes.Equal(p.Encode(), data[:n]) {
+				t.Errorf("%s: %d of %d bytes were decoded as %+v", name, n, len(data), p)
+			}
+		}
+		if _, err := DecodePartial(append(data, 0)); err == nil {
+			t.Errorf("%s: a byte after the end was accepted", name)
+		}
+	}
+	if got.String() != string(want) {
+		t.Errorf("encoded as\n%swant\n%s", got.String(), want)
+	}
+	classic := over(t, spec("int", "value", "sum"), "1").Encode()[1:]
+	wide := func(head ...byte) []byte { return append(append([]byte{partialWideVersion}, head...), classic...) }
+	table := func(tail string) []byte { return append(wide(0, 1, 0), tail...) }
+	for name, data := range map[string][]byte{
+		"no need of version 2":          wide(0, 1, 0),
+		"more filtered than there were": wide(0, 0, 1),
+		"an unknown verdict":            {partialWideVersion, 6, 0},
+		"a mismatch with a limit":       {partialWideVersion, 5, 1},
+		"a verdict and more":            {partialWideVersion, 1, 5, 0},
+		"an unknown reduce":             table("\x05cubic\x00\x00\x01\x00"),
+		"a table for a plain sum":       table("\x03sum\x00\x00\x01\x00"),
+		"neither grouped nor not":       table("\x03sum\x02\x05\x01\x00"),
+		"groups without a limit":        table("\x03sum\x01\x00\x01\x00"),
+		"a limit without groups":        table("\x05first\x00\x05\x01\x00"),
+		"a limit beyond all":            table("\x03sum\x01\xa1\x8d\x06\x01\x00"),
+		"no table after its head":       table("\x03sum\x01\x05"),
+	} {
+		if p, err := DecodePartial(data); err == nil {
+			t.Errorf("%s: decoded as %+v", name, p)
+		}
+	}
+}
+
 // Whatever is decoded is encoded as the same bytes again, and merges without a panic.
 func FuzzDecodePartial(f *testing.F) {
 	f.Add(goldenPartial().Encode())
 	f.Add(new(Partial).Encode())
 	f.Add(over(f, spec("string", "value", "min"), "a", "bb").Encode())
+	var wides [][]byte
+	for _, p := range widePartials(f) {
+		wides = append(wides, p.Encode())
+		f.Add(p.Encode())
+	}
 	f.Add(over(f, spec("json", "json:x", "max"), `{"x":1.5}`, `{"x":99999999999999999999}`, `{`).Encode())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := DecodePartial(data)
@@ -239,6 +224,14 @@ func FuzzDecodePartial(f *testing.F) {
 		}
 		sum := goldenPartial()
 		sum.Merge(p)
+		for _, data := range wides {
+			wide, err := DecodePartial(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wide.Merge(p)
+			p.Merge(wide)
+		}
 		for _, reduce := range []string{"sum", "count", "min", "max", "mean"} {
 			s := spec("json", "value", reduce)
 			s.OnError = job.OnErrorSkip

@@ -10,10 +10,13 @@ const (
 	defaultTasksPerReplica = 4
 	// minTaskRecords: below this a task costs more to hand out than to run.
 	minTaskRecords = 2048
-	// maxTaskRecords keeps a task near a second of work, so that retries are cheap.
+	// maxTaskRecords and maxTaskBytes keep a task near a second of work, so that retries are cheap.
 	maxTaskRecords = 1 << 20
+	maxTaskBytes   = 64 << 20
 	// maxTasks bounds a shard's tasks, and with them its report.
 	maxTasks = 256
+	// recordCost is what a record costs beside its bytes, in bytes: to find it and to begin on it.
+	recordCost = 64
 )
 
 // ReplicaState is what the master knows of one replica of its shard.
@@ -21,6 +24,8 @@ type ReplicaState struct {
 	Node   string
 	Leader bool
 	Alive  bool
+	// Share is how much of its processors its node lets tasks have, as it said last; 0 if it did not.
+	Share float64
 }
 
 // Task is a run of slots of one shard, for one replica to read.
@@ -29,32 +34,38 @@ type Task struct {
 	From    sharding.Slot
 	To      sharding.Slot
 	Records int64 // about how many keys it holds, with any prefix
+	Bytes   int64 // about how many bytes their keys and values have
 }
 
-// Plan cuts a shard's slots into tasks of about equal numbers of records. The
+// Plan cuts a shard's slots into tasks of about equal numbers of bytes. The
 // tasks cover every slot exactly once whatever count says: the counters steer, they do
 // not decide what is read. A slot is never cut, so a task may hold more than its share.
-func Plan(count func(sharding.Slot) int64, slots []sharding.SlotRange, replicas []ReplicaState, spec job.Spec) []Task {
-	var total int64
+func Plan(count func(sharding.Slot) (records, bytes int64), slots []sharding.SlotRange, replicas int, spec job.Spec) []Task {
+	size := func(slot int) (records, bytes int64) {
+		records, bytes = count(sharding.Slot(slot))
+		return max(records, 0), max(bytes, 0)
+	}
+	var records, bytes int64
 	for _, r := range slots {
 		for slot := int(r.From); slot <= int(r.To); slot++ {
-			total += max(count(sharding.Slot(slot)), 0)
+			n, b := size(slot)
+			records, bytes = records+n, bytes+b
 		}
 	}
-	wanted := int64(wantedTasks(total, len(replicas), spec))
-	share := max((total+wanted-1)/wanted, 1)
+	left := bytes + recordCost*records
+	wanted := int64(wantedTasks(records, bytes, replicas, spec))
+	share := max((left+wanted-1)/wanted, 1)
 
 	var tasks []Task
-	left := total
 	for _, r := range slots {
 		task := Task{From: r.From}
 		for slot := int(r.From); slot <= int(r.To); slot++ {
-			records := max(count(sharding.Slot(slot)), 0)
-			task.Records += records
-			left -= records
+			n, b := size(slot)
+			task.Records, task.Bytes = task.Records+n, task.Bytes+b
+			left -= b + recordCost*n
 			// Empty slots after the last record are not worth a task; the last task allowed takes
 			// what is left of the range; the last slot of a range always ends one.
-			full := task.Records >= share && left > 0 && len(tasks) < maxTasks-1
+			full := task.cost() >= share && left > 0 && len(tasks) < maxTasks-1
 			if full || slot == int(r.To) {
 				task.ID, task.To = len(tasks), sharding.Slot(slot)
 				tasks = append(tasks, task)
@@ -65,11 +76,13 @@ func Plan(count func(sharding.Slot) int64, slots []sharding.SlotRange, replicas 
 	return tasks
 }
 
-func wantedTasks(records int64, replicas int, spec job.Spec) int {
+func (t Task) cost() int64 { return t.Bytes + recordCost*t.Records }
+
+func wantedTasks(records, bytes int64, replicas int, spec job.Spec) int {
 	replicas = max(replicas, 1)
 	if spec.TasksPerReplica > 0 {
 		return min(spec.TasksPerReplica*replicas, maxTasks)
 	}
 	wanted := min(int64(defaultTasksPerReplica*replicas), records/minTaskRecords)
-	return int(min(max(wanted, records/maxTaskRecords, 1), maxTasks))
+	return int(min(max(wanted, records/maxTaskRecords, bytes/maxTaskBytes, 1), maxTasks))
 }

@@ -10,8 +10,6 @@ import (
 	"github.com/abacusdb/abacus/sharding"
 )
 
-func nReplicas(n int) []ReplicaState { return make([]ReplicaState, n) }
-
 // Whatever the counters say, the tasks are the shard's slots, each exactly once, in order.
 func TestPlanCoversEverySlotOnce(t *testing.T) {
 	for seed := range uint64(300) {
@@ -29,8 +27,8 @@ func TestPlanCoversEverySlotOnce(t *testing.T) {
 		if seed%7 == 0 {
 			counts[rnd.IntN(len(counts))] = -5 // a counter that is wrong steers badly, no more
 		}
-		count := func(s sharding.Slot) int64 { return counts[s] }
-		tasks := Plan(count, slots, nReplicas(1+rnd.IntN(7)), job.Spec{TasksPerReplica: rnd.IntN(17)})
+		count := func(s sharding.Slot) (int64, int64) { return counts[s], counts[s] * rnd.Int64N(100) }
+		tasks := Plan(count, slots, 1+rnd.IntN(7), job.Spec{TasksPerReplica: rnd.IntN(17)})
 
 		var want, got []int
 		for _, r := range slots {
@@ -70,8 +68,8 @@ func TestPlanCutsEqualShares(t *testing.T) {
 		{"none too large", 1 << 12, job.Spec{}, 64},
 		{"bounded", 1 << 20, job.Spec{}, maxTasks},
 	} {
-		count := func(sharding.Slot) int64 { return c.perSlot }
-		tasks := Plan(count, all, nReplicas(3), c.spec)
+		count := func(sharding.Slot) (int64, int64) { return c.perSlot, 20 * c.perSlot }
+		tasks := Plan(count, all, 3, c.spec)
 		if len(tasks) != c.tasks {
 			t.Errorf("%s: %d tasks, want %d", c.name, len(tasks), c.tasks)
 		}
@@ -85,13 +83,13 @@ func TestPlanCutsEqualShares(t *testing.T) {
 
 // A slot that holds nearly everything is a task of its own and leaves the others theirs.
 func TestPlanHotSlot(t *testing.T) {
-	count := func(s sharding.Slot) int64 {
+	count := func(s sharding.Slot) (int64, int64) {
 		if s == 5000 {
-			return 1 << 20
+			return 1 << 20, 1 << 25
 		}
-		return 1
+		return 1, 32
 	}
-	tasks := Plan(count, []sharding.SlotRange{{From: 0, To: sharding.Slots - 1}}, nReplicas(3), job.Spec{})
+	tasks := Plan(count, []sharding.SlotRange{{From: 0, To: sharding.Slots - 1}}, 3, job.Spec{})
 	if len(tasks) != 2 || tasks[0].To != 5000 {
 		t.Errorf("tasks %+v", tasks)
 	}
@@ -108,15 +106,17 @@ func TestSchedule(t *testing.T) {
 	}
 	tasks := func(n int) (ts []*taskState) {
 		for i := range n {
-			ts = append(ts, &taskState{Task: Task{ID: i}})
+			ts = append(ts, &taskState{Task: Task{ID: i, To: 99, Records: 1e6, Bytes: 1e8}})
 		}
 		return ts
 	}
 	on := func(task *taskState, r *replicaTracker, started time.Duration) {
-		task.live = append(task.live, &attempt{task: task, replica: r, started: started})
+		task.live = append(task.live, &attempt{task: task, replica: r, started: started, moved: started, running: true})
 		r.inFlight++
 	}
-	done := func(task *taskState, took int64) { task.done, task.report.Millis = true, took }
+	done := func(task *taskState, took int64) {
+		task.done, task.report.Millis, task.report.Bytes = true, took, task.Bytes
+	}
 
 	for _, c := range []struct {
 		name string
@@ -133,6 +133,11 @@ func TestSchedule(t *testing.T) {
 		{"a leader alone does it all", 0, func() ([]*taskState, []*replicaTracker) {
 			return tasks(3), []*replicaTracker{leader()}
 		}, []string{"0:n1", "1:n1"}},
+		{"of two with as much room, the one that can spare more", 0, func() ([]*taskState, []*replicaTracker) {
+			f, g := follower("n2"), follower("n3")
+			f.Share, g.Share = 0.05, 0.5
+			return tasks(1), []*replicaTracker{leader(), f, g}
+		}, []string{"0:n3"}},
 		{"dead followers get nothing", 0, func() ([]*taskState, []*replicaTracker) {
 			dead := follower("n2")
 			dead.Alive = false
@@ -170,31 +175,140 @@ func TestSchedule(t *testing.T) {
 			ts[0].failedOn = []string{"n1", "n2"}
 			return ts, []*replicaTracker{leader(), follower("n2")}
 		}, []string{"0:n2"}},
-		{"no second attempt before twice the median", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+		{"a small task alone is the leader's", 0, func() ([]*taskState, []*replicaTracker) {
+			ts := tasks(1)
+			ts[0].Records = minTaskRecords - 1
+			return ts, []*replicaTracker{leader(), follower("n2")}
+		}, []string{"0:n1"}},
+		{"unless it has failed there", 0, func() ([]*taskState, []*replicaTracker) {
+			ts := tasks(1)
+			ts[0].Records, ts[0].failedOn = 1, []string{"n1"}
+			return ts, []*replicaTracker{leader(), follower("n2")}
+		}, []string{"0:n2"}},
+		{"nothing for who has no pin", 0, func() ([]*taskState, []*replicaTracker) {
+			f := follower("n2")
+			f.unpinned = true
+			return tasks(3), []*replicaTracker{leader(), f}
+		}, []string{"0:n1", "1:n1"}},
+		{"no second attempt at half the rate of the others", 1400 * ms, func() ([]*taskState, []*replicaTracker) {
 			ts, f, g := tasks(4), follower("n2"), follower("n3")
-			for i, took := range []int64{100, 200, 900} {
+			for i, took := range []int64{1000, 2000, 9000} { // the median: 50 MB/s
 				done(ts[i], took)
 			}
+			on(ts[3], f, 0)
+			ts[3].live[0].scanned = 3.5e7 // 25 MB/s
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"a second attempt below it, elsewhere", 1400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(4), follower("n2"), follower("n3")
+			for i, took := range []int64{1000, 2000, 9000} {
+				done(ts[i], took)
+			}
+			on(ts[3], f, 0)
+			ts[3].live[0].scanned = 3.5e7 - 1
+			return ts, []*replicaTracker{leader(), f, g}
+		}, []string{"3:n3"}},
+		{"none before most are done", 1400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(4), follower("n2"), follower("n3")
+			done(ts[0], 100)
+			done(ts[1], 100)
+			on(ts[2], f, 0)
 			on(ts[3], f, 0)
 			return ts, []*replicaTracker{leader(), f, g}
 		}, nil},
-		{"a second attempt after twice the median, elsewhere", 401 * ms, func() ([]*taskState, []*replicaTracker) {
-			ts, f, g := tasks(4), follower("n2"), follower("n3")
-			for i, took := range []int64{100, 200, 900} {
-				done(ts[i], took)
-			}
-			on(ts[3], f, 0)
+		{"none for a task that waits for its turn", 1400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(2), follower("n2"), follower("n3")
+			done(ts[0], 1)
+			on(ts[1], f, 0)
+			ts[1].live[0].running = false
 			return ts, []*replicaTracker{leader(), f, g}
-		}, []string{"3:n3"}},
-		{"the leader helps too", 3001 * ms, func() ([]*taskState, []*replicaTracker) {
+		}, nil},
+		{"none where a part of it was taken just now", 1400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(2), follower("n2"), follower("n3")
+			done(ts[0], 1)
+			on(ts[1], f, 0)
+			ts[1].live[0].cutAt = 400 * ms
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"who asks for work gets the tail of what takes longest", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(2), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			on(ts[1], f, 0)
+			ts[0].live[0].scanned, ts[1].live[0].scanned = 9e7, 5e7
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, []string{"cut 1"}},
+		{"but not of what is nearly done", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			ts[0].live[0].scanned = 8e7 + 1
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"nor of one slot", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			ts[0].To = 0
+			on(ts[0], f, 0)
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"one tail for one who asks", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(2), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			on(ts[1], f, 0)
+			ts[0].live[0].cutting = true
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"a task with two attempts is not cut", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g, h := tasks(1), follower("n2"), follower("n3"), follower("n4")
+			on(ts[0], f, 0)
+			on(ts[0], g, 0)
+			h.fetches = true
+			return ts, []*replicaTracker{leader(), f, g, h}
+		}, nil},
+		{"who had no tail to leave is not asked again at once", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			ts[0].live[0].vain = 151 * ms
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, nil},
+		{"but after a while", 400 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			ts[0].live[0].vain = 150 * ms
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, []string{"cut 0"}},
+		{"what stands still is done twice, not cut", 2001 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			g.fetches = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, []string{"0:n3"}},
+		{"though it was asked to leave its tail and has not answered", 2001 * ms, func() ([]*taskState, []*replicaTracker) {
+			ts, f, g := tasks(1), follower("n2"), follower("n3")
+			on(ts[0], f, 0)
+			ts[0].live[0].cutting = true
+			return ts, []*replicaTracker{leader(), f, g}
+		}, []string{"0:n3"}},
+		{"who asks has room for a task that waits", 0, func() ([]*taskState, []*replicaTracker) {
+			ts, f := tasks(3), follower("n2")
+			on(ts[0], f, 0)
+			on(ts[1], f, 0)
+			f.fetches = true
+			return ts, []*replicaTracker{f}
+		}, []string{"2:n2"}},
+		{"the leader helps too with what stands still", 2001 * ms, func() ([]*taskState, []*replicaTracker) {
 			ts, f := tasks(1), follower("n2")
 			on(ts[0], f, 0)
 			return ts, []*replicaTracker{leader(), f}
 		}, []string{"0:n1"}},
-		{"but nobody who is at work", 3001 * ms, func() ([]*taskState, []*replicaTracker) {
+		{"but nobody who is at work", 2001 * ms, func() ([]*taskState, []*replicaTracker) {
 			ts, f, l := tasks(2), follower("n2"), leader()
 			on(ts[0], f, 0)
-			on(ts[1], l, 3000*ms)
+			on(ts[1], l, 2000*ms)
 			return ts, []*replicaTracker{l, f}
 		}, nil},
 		{"never a third attempt", 9999 * ms, func() ([]*taskState, []*replicaTracker) {
@@ -215,6 +329,10 @@ func TestSchedule(t *testing.T) {
 		ts, replicas := c.set()
 		var got []string
 		for _, l := range schedule(c.now, ts, replicas) {
+			if l.cut != nil {
+				got = append(got, "cut "+string(rune('0'+l.task.ID)))
+				continue
+			}
 			got = append(got, string(rune('0'+l.task.ID))+":"+l.replica.Node)
 		}
 		if !slices.Equal(got, c.want) {
@@ -228,26 +346,6 @@ func TestQuarantineGrows(t *testing.T) {
 	for _, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
 		if r.failed(0); r.blockedUntil != want*time.Millisecond {
 			t.Errorf("blocked for %s, want %s ms", r.blockedUntil, want*1)
-		}
-	}
-}
-
-func TestCheckCovered(t *testing.T) {
-	for _, c := range []struct {
-		ranges [][2]uint16
-		ok     bool
-	}{
-		{[][2]uint16{{0, 16383}}, true},
-		{[][2]uint16{{8000, 16383}, {0, 7999}}, true},
-		{nil, false},
-		{[][2]uint16{{0, 16382}}, false},
-		{[][2]uint16{{1, 16383}}, false},
-		{[][2]uint16{{0, 8000}, {8000, 16383}}, false},
-		{[][2]uint16{{0, 7998}, {8000, 16383}}, false},
-		{[][2]uint16{{0, 16383}, {0, 16383}}, false},
-	} {
-		if err := checkCovered(c.ranges); (err == nil) != c.ok {
-			t.Errorf("%v: %v", c.ranges, err)
 		}
 	}
 }

@@ -10,15 +10,24 @@ import (
 const (
 	// maxAttempts is how often a task may run and fail before the job fails.
 	maxAttempts = 4
-	// A follower runs two tasks of a shard at once, so that it never idles for a round
+	// A follower has two tasks of a shard at once, so that it never idles for a round
 	// trip; the leader, which also serves the shard's clients, one.
 	followerTasks = 2
 	leaderTasks   = 1
-	// A running task gets a second attempt elsewhere after twice the median of the finished ones.
-	backupFactor   = 2
-	minBackupAfter = 200 * time.Millisecond
-	// firstBackupAfter holds while no task has finished and there is no median yet.
-	firstBackupAfter = 3 * time.Second
+
+	// A running task gets a second attempt elsewhere when it is slower than backupRate of the median rate (by how fast it goes, not by
+	// how long it takes: a copy of a large task gains nothing), or when it was not heard to come further for lateAfter.
+	backupRate     = 0.5
+	minBackupAfter = time.Second // time enough for an idle node to take a part of it instead
+	lateAfter      = 2 * time.Second
+	// backupShare of the tasks have to be done before one is done twice because it is slow.
+	backupShare = 0.75
+	// mostTasks bounds a part's tasks, with those that cuts made: each is a row in the shard's log and a line of its report.
+	mostTasks = 4 * maxTasks
+	// minCut is what has to be left of a task, by its rate so far, for its tail to be worth another's while.
+	minCut = 100 * time.Millisecond
+	// cutPause is how long a worker is left alone that was asked for a tail and gave none.
+	cutPause = 250 * time.Millisecond
 
 	busyPause     = 50 * time.Millisecond
 	minQuarantine = 100 * time.Millisecond
@@ -43,6 +52,15 @@ type attempt struct {
 	role    string
 	started time.Duration
 	cancel  func()
+
+	moved   time.Duration // when it was last heard to have come further, or began
+	asking  bool          // a question about that is on its way
+	cutting bool          // and it asks to leave the tail to others
+	cutAt   time.Duration // when it last did so
+	vain    time.Duration // when it was last asked to, and did not; 0: never
+	waited  time.Duration // when it was last heard that it waits for its turn
+	running bool          // the worker has begun with it
+	scanned int64         // bytes
 }
 
 // replicaTracker is what the master knows of one replica, and what it thinks of it.
@@ -51,6 +69,8 @@ type replicaTracker struct {
 	inFlight     int
 	strikes      int           // failures in a row
 	blockedUntil time.Duration // it gets nothing before
+	unpinned     bool          // it does not hold the pin, and never will
+	fetches      bool          // its node has nothing to do and asks for work
 }
 
 // failed keeps tasks from a replica for a while: the longer, the more often it failed in a row.
@@ -59,22 +79,27 @@ func (r *replicaTracker) failed(now time.Duration) {
 	r.strikes++
 }
 
-func (r *replicaTracker) usable(now time.Duration) bool { return r.Alive && now >= r.blockedUntil }
+func (r *replicaTracker) usable(now time.Duration) bool {
+	return r.Alive && !r.unpinned && now >= r.blockedUntil
+}
 
-// launch is a decision: this task to that replica, now.
-type launch struct {
+// action is a decision: this task to that replica, now; or with cut, the task's worker is to leave its tail to others.
+type action struct {
 	task    *taskState
 	replica *replicaTracker
+	cut     *attempt
 }
 
 // schedule decides what to start at the time now. It changes nothing.
 //
 // Tasks without a live attempt come first, in order; each goes to a follower with
 // room, to the leader only if no follower has room. A task does not return to a replica that it
-// failed on while another is usable. When none can start, an idle replica gets a second
-// attempt at a task that takes too long.
-func schedule(now time.Duration, tasks []*taskState, replicas []*replicaTracker) []launch {
-	s := scheduler{now: now, replicas: replicas, room: map[*replicaTracker]int{}}
+// failed on while another is usable. One small task alone is the leader's: handing it out would take longer than doing it.
+//
+// When none can start, replicas whose nodes ask for work get the tail of the task that has the most left to do, and idle
+// ones a second attempt at a task that is slow or stands still.
+func schedule(now time.Duration, tasks []*taskState, replicas []*replicaTracker) []action {
+	s := scheduler{now: now, tasks: tasks, replicas: replicas, room: map[*replicaTracker]int{}}
 	haveFollower := slices.ContainsFunc(replicas, func(r *replicaTracker) bool { return !r.Leader && r.usable(now) })
 	for _, r := range replicas {
 		if r.usable(now) {
@@ -82,46 +107,164 @@ func schedule(now time.Duration, tasks []*taskState, replicas []*replicaTracker)
 			if r.Leader && haveFollower {
 				limit = leaderTasks
 			}
+			if r.fetches { // its node is idle, whatever is under way to it
+				limit++
+			}
 			s.room[r] = limit - r.inFlight
 		}
 	}
-	var launches []launch
-	for _, t := range tasks {
+	if actions := s.begin(); len(actions) > 0 {
+		return actions
+	}
+	if actions := s.steal(); len(actions) > 0 {
+		return actions
+	}
+	return s.backup()
+}
+
+type scheduler struct {
+	now      time.Duration
+	tasks    []*taskState
+	replicas []*replicaTracker
+	room     map[*replicaTracker]int
+}
+
+// begin starts tasks that nobody works on.
+func (s *scheduler) begin() (actions []action) {
+	for _, t := range s.tasks {
 		if t.done || len(t.live) > 0 {
 			continue
 		}
 		if r := s.pick(t); r != nil {
 			s.room[r]--
-			launches = append(launches, launch{t, r})
+			actions = append(actions, action{task: t, replica: r})
 		}
 	}
-	if len(launches) > 0 {
-		return launches
+	return actions
+}
+
+// steal cuts, for each node that asks for work, the task that has the most left to do. Tasks with two attempts are not
+// cut: their answers would not be about the same slots.
+func (s *scheduler) steal() (actions []action) {
+	if len(s.tasks) >= mostTasks {
+		return nil
 	}
-	after := backupAfter(tasks)
-	for _, t := range tasks {
-		if t.done || len(t.live) != 1 || now-t.live[0].started <= after {
+	thieves := 0
+	for _, r := range s.replicas {
+		if r.fetches && r.usable(s.now) && s.room[r] > 0 {
+			thieves++
+		}
+	}
+	var victims []*attempt
+	for _, t := range s.tasks {
+		if t.done || len(t.live) != 1 || t.From == t.To {
+			continue
+		}
+		a := t.live[0]
+		switch {
+		case a.cutting:
+			thieves-- // a tail is on its way
+		case a.replica.fetches:
+		case s.standsStill(a): // nobody may be there to leave anything
+		case a.vain > 0 && s.now-a.vain < cutPause:
+		case s.timeLeft(a) > minCut:
+			victims = append(victims, a)
+		}
+	}
+	slices.SortStableFunc(victims, func(a, b *attempt) int { return compareDurations(s.timeLeft(b), s.timeLeft(a)) })
+	for _, a := range victims[:max(min(thieves, len(victims)), 0)] {
+		actions = append(actions, action{task: a.task, cut: a})
+	}
+	return actions
+}
+
+func compareDurations(a, b time.Duration) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// timeLeft is how long an attempt will take from now on, by what it has done so far. One that waits for its turn has all before it.
+func (s *scheduler) timeLeft(a *attempt) time.Duration {
+	took := s.now - a.started
+	left := max(float64(a.task.Bytes)*s.matching()-float64(a.scanned), 0)
+	switch {
+	case !a.running || a.scanned == 0:
+		return took + minCut // longer than it has waited: a tail in another's hands cannot be later
+	default:
+		return time.Duration(float64(took) * left / float64(a.scanned))
+	}
+}
+
+// matching is which part of the bytes planned for is read: a plan is of all keys, and a job may be about those with a prefix.
+func (s *scheduler) matching() float64 {
+	planned, read := int64(0), int64(0)
+	for _, t := range s.tasks {
+		if t.done {
+			planned, read = planned+t.Bytes, read+t.report.Bytes
+		}
+	}
+	if planned == 0 || read >= planned {
+		return 1
+	}
+	return float64(read) / float64(planned)
+}
+
+// backup gives idle replicas a second attempt at tasks that are slow or stand still.
+func (s *scheduler) backup() (actions []action) {
+	for _, t := range s.tasks {
+		if t.done || len(t.live) != 1 {
+			continue
+		}
+		if a := t.live[0]; !s.standsStill(a) && (a.cutting || !s.isSlow(a)) {
 			continue
 		}
 		if r := s.pickIdle(t); r != nil {
 			s.room[r] = 0
-			launches = append(launches, launch{t, r})
+			actions = append(actions, action{task: t, replica: r})
 		}
 	}
-	return launches
+	return actions
 }
 
-type scheduler struct {
-	now      time.Duration
-	replicas []*replicaTracker
-	room     map[*replicaTracker]int
+func (s *scheduler) standsStill(a *attempt) bool { return s.now-a.moved > lateAfter }
+
+func (s *scheduler) isSlow(a *attempt) bool {
+	took := s.now - a.started
+	median, enough := s.medianRate()
+	return enough && s.now-max(a.started, a.cutAt) > minBackupAfter && a.running && float64(a.scanned)/took.Seconds() < backupRate*median
+}
+
+// medianRate is that of the tasks that are done, in bytes a second, and whether they are enough to go by.
+func (s *scheduler) medianRate() (bytesPerSecond float64, enough bool) {
+	var rates []float64
+	for _, t := range s.tasks {
+		if t.done {
+			rates = append(rates, float64(t.report.Bytes)/max(float64(t.report.Millis)/1e3, 0.5e-3))
+		}
+	}
+	if len(rates) == 0 || float64(len(rates)) < backupShare*float64(len(s.tasks)) {
+		return 0, false
+	}
+	slices.Sort(rates)
+	return rates[len(rates)/2], true
 }
 
 // pick chooses the replica for a task that nobody runs, or none for now.
 func (s *scheduler) pick(t *taskState) *replicaTracker {
 	fresh := func(r *replicaTracker) bool { return !slices.Contains(t.failedOn, r.Node) }
-	untried := slices.ContainsFunc(s.replicas, func(r *replicaTracker) bool { return r.usable(s.now) && fresh(r) })
-	return s.best(func(r *replicaTracker) bool { return fresh(r) || !untried })
+	untried := slices.ContainsFunc(s.replicas, func(r *replicaTracker) bool { return r.Alive && !r.unpinned && fresh(r) }) // though it may have to wait: for maxQuarantine at most
+	allowed := func(r *replicaTracker) bool { return fresh(r) || !untried }
+	if len(s.tasks) == 1 && t.Records < minTaskRecords {
+		if leader := s.best(func(r *replicaTracker) bool { return r.Leader && allowed(r) }); leader != nil {
+			return leader
+		}
+	}
+	return s.best(allowed)
 }
 
 // pickIdle chooses a replica for a second attempt: one with nothing to do, so
@@ -132,32 +275,16 @@ func (s *scheduler) pickIdle(t *taskState) *replicaTracker {
 	})
 }
 
-// best prefers followers to the leader, then the one with the most room, then the order given.
+// best prefers followers to the leader, then the one with the most room, then the one whose node can spare most, then the order given.
 func (s *scheduler) best(allowed func(*replicaTracker) bool) *replicaTracker {
 	var best *replicaTracker
 	for _, r := range s.replicas {
 		if s.room[r] <= 0 || !allowed(r) {
 			continue
 		}
-		if best == nil || best.Leader && !r.Leader || best.Leader == r.Leader && s.room[r] > s.room[best] {
+		if best == nil || best.Leader && !r.Leader || best.Leader == r.Leader && (s.room[r] > s.room[best] || s.room[r] == s.room[best] && r.Share > best.Share) {
 			best = r
 		}
 	}
 	return best
-}
-
-// backupAfter is how long a task may run before it gets a second attempt.
-func backupAfter(tasks []*taskState) time.Duration {
-	var took []int64
-	for _, t := range tasks {
-		if t.done {
-			took = append(took, t.report.Millis)
-		}
-	}
-	if len(took) == 0 {
-		return firstBackupAfter
-	}
-	slices.Sort(took)
-	median := time.Duration(took[len(took)/2]) * time.Millisecond
-	return max(backupFactor*median, minBackupAfter)
 }

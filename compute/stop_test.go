@@ -65,6 +65,7 @@ func TestHalfAScanIsNoAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCluster(t, 1, 1)
+				const cancelCheck = checkBytes / recordCost // records, at most, between two looks
 				c.fill("a/", 5*cancelCheck)
 				w, scanned := c.node("n1").worker, 0
 				key := taskKey{Task: 1}
@@ -217,14 +218,15 @@ func TestWorkerQueueIsBounded(t *testing.T) {
 		want := c.fill("a/", 10)
 		w := c.node("n2").worker
 		var fill []func()
-		for i := range queuedTasks + cap(w.turns) {
-			_, done, err := w.begin(t.Context(), taskKey{Task: i})
+		for i := range queuedTasks + w.admission.slots {
+			key := taskKey{Task: i}
+			_, task, err := w.begin(t.Context(), &taskRequest{taskKey: key})
 			if err != nil {
 				t.Fatal(err)
 			}
-			fill = append(fill, done)
+			fill = append(fill, func() { w.end(key, task) })
 		}
-		if _, _, err := w.begin(t.Context(), taskKey{Task: -1}); transport.CodeOf(err) != transport.CodeBusy {
+		if _, _, err := w.begin(t.Context(), &taskRequest{taskKey: taskKey{Task: -1}}); transport.CodeOf(err) != transport.CodeBusy {
 			t.Errorf("error %v", err)
 		}
 		time.AfterFunc(time.Second, func() {

@@ -5,9 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/abacusdb/abacus/sharding"
@@ -17,10 +18,16 @@ import (
 // View is one shard's keys at one log index. It is used by one goroutine.
 type View interface {
 	Index() uint64
+	// Version is the same for views of one replica, in one life of its process, that show the same keys and values of the same slots.
+	Version() [2]uint64
+	// Slots are the slots that the shard owned at that index, in order: it alone answers for them there.
+	Slots() []sharding.SlotRange
 	// Scan calls fn for every visible key of the slots from..to that begins with prefix,
 	// until fn returns false. The slices are valid during the call only.
 	Scan(from, to uint16, prefix []byte, fn func(slot uint16, key, value []byte) bool) error
 	SlotCount(slot uint16) (records, bytes int64)
+	// Records calls fn for each system record whose name begins with prefix, until fn returns false.
+	Records(prefix string, fn func(name string, value []byte, revision int64) bool)
 	Close()
 }
 
@@ -28,16 +35,23 @@ type View interface {
 type Views interface {
 	// View waits until this node's replica of the shard has applied minIndex, at most until ctx ends.
 	View(ctx context.Context, shard uint32, minIndex uint64) (View, error)
+	// Pinned waits until this node's replica has applied the pin's index, at most until ctx ends, and opens the view that was
+	// kept then; CodeNoPin if none was, or if it is gone.
+	Pinned(ctx context.Context, shard uint32, pin Pin) (View, error)
+	// Renew has this node's replica keep the pin as if it were used now: a task waits for its turn.
+	Renew(shard uint32, pin Pin)
+	// Hosts says whether this node has a replica of the shard.
+	Hosts(shard uint32) bool
 }
 
 const (
 	// viewWait is how long a task waits for its replica to catch up with the
 	// master's index; a replica further behind is no help, another takes the task.
 	viewWait = 2 * time.Second
+	// taskTime is how long a task may hold its view: as long as a pin lasts. The storage keeps what is there for it, whatever pins may cost.
+	taskTime = 10 * time.Minute
 	// queuedTasks bounds the tasks that wait for a turn; beyond it they are refused.
 	queuedTasks = 256
-	// cancelCheck is after how many records a task looks whether it is still wanted.
-	cancelCheck = 1024
 	// keptCancels is how many cancels are remembered for tasks that have not arrived yet.
 	keptCancels = 256
 )
@@ -45,29 +59,35 @@ const (
 // errTaskCancelled ends a task that the master no longer wants.
 var errTaskCancelled = transport.Errorf(transport.CodeRefused, "task cancelled")
 
-// Worker runs tasks on the replicas of this node: at most GOMAXPROCS-1 at once,
-// so that one processor is always left for serving. It has no goroutines of its own.
+// Worker runs tasks on the replicas of this node: as many at once, and as fast, as its Admission has it,
+// so that enough is left for serving. It has no goroutines of its own.
 type Worker struct {
-	views Views
-	log   *slog.Logger
-	turns chan struct{} // a token for each running task
+	views     Views
+	t         transport.Transport
+	log       *slog.Logger
+	admission *Admission
 
 	mu     sync.Mutex
-	tasks  map[taskKey]context.CancelCauseFunc // running and waiting
-	early  []taskKey                           // cancels that overtook their task, oldest first
+	tasks  map[taskKey]*running // and waiting
+	early  []taskKey            // cancels that overtook their task, oldest first
+	offers map[string]offer     // by node
+	asked  time.Time            // when this node last asked for work
 	closed bool
 	wg     sync.WaitGroup
 }
 
-// NewWorker serves MethodTask and MethodTaskCancel on t.
-func NewWorker(views Views, t transport.Transport, log *slog.Logger) *Worker {
+// NewWorker serves MethodTask, MethodTaskStatus and MethodTaskCancel on t.
+func NewWorker(views Views, t transport.Transport, admission *Admission, log *slog.Logger) *Worker {
 	w := &Worker{
-		views: views,
-		log:   log,
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)),
-		tasks: make(map[taskKey]context.CancelCauseFunc),
+		views:     views,
+		t:         t,
+		log:       log,
+		offers:    make(map[string]offer),
+		admission: admission,
+		tasks:     make(map[taskKey]*running),
 	}
 	t.Handle(transport.MethodTask, w.serveTask)
+	t.Handle(transport.MethodTaskStatus, w.serveStatus)
 	t.Handle(transport.MethodTaskCancel, w.serveCancel)
 	return w
 }
@@ -76,11 +96,12 @@ func NewWorker(views Views, t transport.Transport, log *slog.Logger) *Worker {
 func (w *Worker) Close() {
 	w.mu.Lock()
 	w.closed = true
-	for _, cancel := range w.tasks {
-		cancel(transport.Errorf(transport.CodeClosed, "worker is stopping"))
+	for _, task := range w.tasks {
+		task.cancel(transport.Errorf(transport.CodeClosed, "worker is stopping"))
 	}
 	w.mu.Unlock()
 	w.wg.Wait()
+	w.admission.Close()
 }
 
 func (w *Worker) serveTask(ctx context.Context, from string, data []byte) ([]byte, error) {
@@ -94,18 +115,17 @@ func (w *Worker) serveTask(ctx context.Context, from string, data []byte) ([]byt
 	if err != nil {
 		return nil, badRequest(err)
 	}
-	ctx, done, err := w.begin(ctx, req.taskKey)
+	ctx, task, err := w.begin(ctx, &req)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	select {
-	case w.turns <- struct{}{}:
-		defer func() { <-w.turns }()
-	case <-ctx.Done():
-		return nil, ended(ctx)
+	defer w.end(req.taskKey, task)
+	if err := w.admission.turns.take(ctx, req.Spec.Priority); err != nil {
+		return nil, err
 	}
-	reply, partial, err := w.run(ctx, &req, fn)
+	defer w.admission.turns.give(req.Spec.Priority)
+	task.begin()
+	reply, partial, err := w.run(ctx, &req, fn, task)
 	if err != nil {
 		return nil, err
 	}
@@ -113,37 +133,115 @@ func (w *Worker) serveTask(ctx context.Context, from string, data []byte) ([]byt
 }
 
 // begin registers a task, so that it can be cancelled, and refuses it if there is no room.
-func (w *Worker) begin(ctx context.Context, key taskKey) (context.Context, func(), error) {
+func (w *Worker) begin(ctx context.Context, req *taskRequest) (context.Context, *running, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	key := req.taskKey
 	switch {
 	case w.closed:
 		return nil, nil, transport.Errorf(transport.CodeClosed, "worker is stopping")
-	case len(w.tasks) >= queuedTasks+cap(w.turns):
+	case len(w.tasks) >= queuedTasks+w.admission.slots:
 		return nil, nil, transport.Errorf(transport.CodeBusy, "%d tasks are waiting", len(w.tasks))
 	case w.tasks[key] != nil:
 		return nil, nil, transport.Errorf(transport.CodeConflict, "task %d of job %s is running already", key.Task, key.Job)
 	}
-	for _, k := range w.early {
-		if k == key {
-			return nil, nil, errTaskCancelled
-		}
+	if slices.Contains(w.early, key) {
+		return nil, nil, errTaskCancelled
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	w.tasks[key] = cancel
+	task := &running{cancel: cancel, pin: Pin{ID: req.Pin, Index: req.Index}, at: req.From, to: req.To}
+	w.tasks[key] = task
 	w.wg.Add(1)
-	return ctx, func() {
-		cancel(nil)
-		w.mu.Lock()
-		delete(w.tasks, key)
-		w.mu.Unlock()
-		w.wg.Done()
-	}, nil
+	w.admission.enter()
+	return ctx, task, nil
 }
 
-// run scans the task's slots. A panic, also one of a failing disk under a
-// mapped file, fails the task and not the node: the task has changed nothing.
-func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function) (reply taskReply, p *Partial, err error) {
+func (w *Worker) end(key taskKey, task *running) {
+	task.cancel(nil)
+	w.mu.Lock()
+	delete(w.tasks, key)
+	w.fetchLocked()
+	w.mu.Unlock()
+	w.admission.leave()
+	w.wg.Done()
+}
+
+// running is how far a task is, between the goroutine that scans and those that ask.
+type running struct {
+	cancel         context.CancelCauseFunc
+	pin            Pin // zero: none
+	records, bytes atomic.Int64
+
+	mu    sync.Mutex
+	begun bool
+	at    sharding.Slot // it scans this slot
+	to    sharding.Slot // the last one that it will scan
+	ended bool          // it has scanned all
+}
+
+func (t *running) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begun = true
+}
+
+// enter goes on to a slot, after so many records and bytes, and says whether it is still this task's.
+func (t *running) enter(slot sharding.Slot, records, bytes int64) bool {
+	t.note(records, bytes)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if slot > t.to {
+		return false
+	}
+	t.at = slot
+	return true
+}
+
+func (t *running) note(records, bytes int64) {
+	t.records.Store(records)
+	t.bytes.Store(bytes)
+}
+
+// finish says up to which slot the task has scanned, for good.
+func (t *running) finish() sharding.Slot {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	return t.to
+}
+
+// status is how far the task is; with cut it leaves half of what it has not begun with to others, for good.
+func (t *running) status(cut bool) (to sharding.Slot, begun bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if cut && !t.ended && t.at < t.to {
+		t.to -= (t.to - t.at + 1) / 2
+	}
+	return t.to, t.begun
+}
+
+// serveStatus tells a master how far a task is.
+func (w *Worker) serveStatus(_ context.Context, _ string, data []byte) ([]byte, error) {
+	var req statusRequest
+	if _, err := decodeMessage(data, &req); err != nil {
+		return nil, badRequest(err)
+	}
+	w.mu.Lock()
+	task := w.tasks[req.taskKey]
+	w.mu.Unlock()
+	if task == nil {
+		return nil, transport.Errorf(transport.CodeNotFound, "task %d of job %s is not here", req.Task, req.Job)
+	}
+	to, begun := task.status(req.Cut)
+	if !begun && task.pin.ID != 0 { // whose master still asks for it
+		w.views.Renew(req.Shard, task.pin)
+	}
+	return encodeMessage(statusReply{To: to, Running: begun, Records: task.records.Load(), Bytes: task.bytes.Load()}, nil)
+}
+
+// run scans the task's slots. A panic in what the job asks for fails the task and not the node: the task has changed nothing. (Damage in the state
+// is the view's, which ends the node: see fsm.)
+func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function, task *running) (reply taskReply, p *Partial, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -151,37 +249,77 @@ func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function) (reply
 			err = transport.Errorf(transport.CodeUnknown, "task panicked: %v", cause)
 		}
 	}()
+	w.admission.await(ctx) // before there is a view, which holds back the storage
+	ctx, stop := context.WithTimeoutCause(ctx, taskTime, transport.Errorf(transport.CodeTimeout, "it took longer than %v: have the shard cut finer (tasks_per_replica), or leave records out", taskTime))
+	defer stop()
 	view, err := w.view(ctx, req)
 	if err != nil {
 		return reply, nil, err
 	}
 	defer view.Close()
+	// They may have gone since the master planned, or it would count keys that the next owner counts too.
+	if last, ok := sharding.RunFrom(view.Slots(), req.From); !ok || last < req.To {
+		return reply, nil, transport.Errorf(transport.CodeSlotsMoved, "shard %d does not own all slots %d-%d at index %d", req.Shard, req.From, req.To, view.Index())
+	}
 
+	memory := w.admission.tasks.open()
+	defer memory.close()
+	meter := w.admission.meter()
+	defer meter.close()
+	if fn.costly {
+		meter.extra = costlyBytes
+	}
 	p = new(Partial)
-	scanned := 0
-	err = view.Scan(req.From, req.To, []byte(req.Spec.Prefix), func(_ uint16, key, value []byte) bool {
-		if scanned++; scanned%cancelCheck == 0 && ctx.Err() != nil {
-			return false
+	var full error // there is no memory for what it makes
+	scanned, size, slot := int64(0), int64(0), int(req.From)-1
+	err = view.Scan(req.From, req.To, []byte(req.Spec.Prefix), func(s uint16, key, value []byte) bool {
+		if int(s) != slot {
+			if slot = int(s); !task.enter(s, scanned, size) {
+				return false
+			}
 		}
-		fn.step(p, key, value)
-		return true
+		scanned++
+		size += int64(len(key) + len(value))
+		if meter.step(len(key) + len(value)) {
+			task.note(scanned, size)
+			meter.pay(ctx)
+			if full = memory.grow(p.memory()); full != nil || ctx.Err() != nil {
+				return false
+			}
+		}
+		return fn.step(ctx, p, key, value)
 	})
+	task.note(scanned, size)
+	to := task.finish()
 	// Only a scan that nobody stopped has seen every key.
 	if ctx.Err() != nil {
 		return reply, nil, ended(ctx)
 	}
+	if full != nil {
+		return reply, nil, full
+	}
 	if err != nil {
 		return reply, nil, transport.Errorf(transport.CodeUnknown, "scan slots %d-%d of shard %d: %v", req.From, req.To, req.Shard, err)
 	}
-	return taskReply{taskKey: req.taskKey, Index: view.Index(), From: req.From, To: req.To}, p, nil
+	reply = taskReply{taskKey: req.taskKey, Index: view.Index(), From: req.From, To: to}
+	if req.WantBytes {
+		reply.Bytes = size
+	}
+	return reply, p, nil
 }
 
 func (w *Worker) view(ctx context.Context, req *taskRequest) (View, error) {
 	wait, cancel := context.WithTimeout(ctx, viewWait)
 	defer cancel()
-	view, err := w.views.View(wait, req.Shard, req.Index)
+	var view View
+	var err error
+	if req.Pin != 0 {
+		view, err = w.views.Pinned(wait, req.Shard, Pin{ID: req.Pin, Index: req.Index})
+	} else {
+		view, err = w.views.View(wait, req.Shard, req.Index)
+	}
 	switch {
-	case err == nil && view.Index() >= req.Index:
+	case err == nil && (view.Index() == req.Index || req.Pin == 0 && view.Index() > req.Index):
 		return view, nil
 	case err == nil:
 		defer view.Close()
@@ -201,8 +339,8 @@ func (w *Worker) serveCancel(_ context.Context, _ string, data []byte) ([]byte, 
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if cancel := w.tasks[key]; cancel != nil {
-		cancel(errTaskCancelled)
+	if task := w.tasks[key]; task != nil {
+		task.cancel(errTaskCancelled)
 		return nil, nil
 	}
 	// It has ended, or not begun: the two travel on different lanes.

@@ -113,6 +113,10 @@ func TestValue(t *testing.T) {
 		{Text("12"), `"12"`, "12"},
 		{Text(`a "quoted" ü`), `"a \"quoted\" ü"`, `a "quoted" ü`},
 		{Text(""), `""`, ""},
+		{Document(`{"0.5":12345678901234567890123,"b":[1.50,{}]}`), `{"0.5":12345678901234567890123,"b":[1.50,{}]}`, `{"0.5":12345678901234567890123,"b":[1.50,{}]}`},
+		{Document(`[]`), `[]`, `[]`},
+		// What encoding/json escapes is printed as it was; what only looks like an escape stays.
+		{Document(`["<a&b>","\\u003c","\""]`), `["\u003ca\u0026b\u003e","\\u003c","\""]`, `["<a&b>","\\u003c","\""]`},
 	} {
 		data, err := json.Marshal(c.v)
 		if err != nil || string(data) != c.json {
@@ -123,7 +127,7 @@ func TestValue(t *testing.T) {
 			t.Errorf("%s: read back as %+v, %v", data, back, err)
 		}
 	}
-	for _, bad := range []string{`true`, `{}`, `[1]`} {
+	for _, bad := range []string{`true`, `null`, `{`, `[1`, `[1,]`} {
 		if err := json.Unmarshal([]byte(bad), new(Value)); err == nil {
 			t.Errorf("%s was read as a value", bad)
 		}

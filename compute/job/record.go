@@ -66,9 +66,11 @@ func (e *FailedError) Unwrap() error {
 // Record is a job's row in the ledger, and what a client gets to see of it.
 // Times are wall clock and for people only; nothing is decided by them.
 type Record struct {
-	ID    string `json:"id"`
-	Spec  Spec   `json:"spec"`
-	State State  `json:"state"`
+	ID string `json:"id"`
+	// Instance tells this job from others that had its id before, and were deleted or forgotten.
+	Instance string `json:"instance,omitempty"`
+	Spec     Spec   `json:"spec"`
+	State    State  `json:"state"`
 	// Epoch counts the coordinators that have run the job. Only the one of the
 	// present epoch may change the record, so a superseded one cannot finish it.
 	Epoch           uint64 `json:"epoch"`
@@ -76,6 +78,8 @@ type Record struct {
 	SubmittedMillis int64  `json:"submitted_ms"`
 	StartedMillis   int64  `json:"started_ms,omitempty"`
 	FinishedMillis  int64  `json:"finished_ms,omitempty"`
+	// RanMillis is how long it has run, under all its coordinators, as of the last time that one noted it: what its time-out bounds.
+	RanMillis int64 `json:"ran_ms,omitempty"`
 
 	// Result is set if and only if the job succeeded: it covers every shard.
 	Result *Value `json:"result,omitempty"`
@@ -85,15 +89,30 @@ type Record struct {
 	Code  Code   `json:"code,omitempty"`
 
 	Progress Progress `json:"progress"`
-	// Records is how many keys matched, bad ones included.
+	// Records is how many keys matched, those included that the filter dropped, and bad ones.
 	Records int64 `json:"records"`
+	// Filtered is how many of them the filter dropped.
+	Filtered int64 `json:"filtered,omitempty"`
+	// Bytes is how much was read for it, keys and values, by the tasks that counted; of a cached answer nothing.
+	Bytes int64 `json:"bytes,omitempty"`
 	// Bad is how many of them did not parse; BadKeys is a sample, the smallest keys.
 	Bad     int64    `json:"bad"`
 	BadKeys []string `json:"bad_keys,omitempty"`
 
+	// Rounds is how often this run has asked all shards, if more than once: slots changed hands while they
+	// answered, so that some were counted twice or not at all, and the answers were thrown away.
+	Rounds int `json:"rounds,omitempty"`
+
+	// Cached: no shard had to read anything; see ShardReport.
+	Cached bool `json:"cached,omitempty"`
+
 	Shards []ShardReport `json:"shards,omitempty"`
 	// TasksOmitted counts task reports left out because the record would have grown too large.
 	TasksOmitted int `json:"tasks_omitted,omitempty"`
+
+	// Events are what happened to the job, oldest first; EventsOmitted counts those before them that were dropped.
+	Events        []Event `json:"events,omitempty"`
+	EventsOmitted int     `json:"events_omitted,omitempty"`
 }
 
 // Progress is how far a job has come.
@@ -103,16 +122,21 @@ type Progress struct {
 	Tasks      int   `json:"tasks"`
 	TasksDone  int   `json:"tasks_done"`
 	Records    int64 `json:"records"`
+	Bytes      int64 `json:"bytes,omitempty"`
 }
 
 // ShardReport is one shard's part of a job.
 type ShardReport struct {
 	Shard  uint32 `json:"shard"`
 	Master string `json:"master,omitempty"` // the node that led the shard and handed out its tasks
-	// Index is the log index that the master took after the submit: every task read this state or a later one.
-	Index    uint64       `json:"index,omitempty"`
+	// Index is an index of the shard's log after the submit. If Exact, every task read the state at exactly that; else that or a later one.
+	Index uint64 `json:"index,omitempty"`
+	Exact bool   `json:"exact,omitempty"`
+	// Cached: no task ran, for the answer to the same question was known, and nothing has changed in the shard since.
+	Cached   bool         `json:"cached,omitempty"`
 	Done     bool         `json:"done"`
-	Attempts int          `json:"attempts,omitempty"` // how many masters it took
+	Attempts int          `json:"attempts,omitempty"` // how often a master was asked
+	Trouble  string       `json:"trouble,omitempty"`  // why the last of them that did not end it has not; empty once one has
 	Tasks    []TaskReport `json:"tasks,omitempty"`
 }
 
@@ -135,6 +159,7 @@ type TaskReport struct {
 	Attempts int      `json:"attempts"`
 	FailedOn []string `json:"failed_on,omitempty"`
 	Records  int64    `json:"records"`
+	Bytes    int64    `json:"bytes,omitempty"`
 	Bad      int64    `json:"bad,omitempty"`
 	Millis   int64    `json:"ms"`
 }
@@ -152,9 +177,23 @@ func (r *Record) Err() error {
 	return ErrUnfinished
 }
 
-// Summary is the record without its shards, for lists.
+// Key names the job for good: no other has, had or will have it.
+func (r *Record) Key() string {
+	if r.Instance == "" { // submitted by v0.4
+		return r.ID
+	}
+	return r.ID + "~" + r.Instance // "~" is in no id
+}
+
+// SummaryResult is how many bytes a result may have in a list; one that has more is left out.
+const SummaryResult = 4 << 10
+
+// Summary is the record without its shards, events and a large result, for lists.
 func (r Record) Summary() Record {
-	r.Shards, r.BadKeys = nil, nil
+	r.Shards, r.BadKeys, r.Events = nil, nil, nil
+	if r.Result != nil && len(r.Result.String()) > SummaryResult {
+		r.Result = nil
+	}
 	return r
 }
 

@@ -14,6 +14,7 @@ import (
 // How a value is read.
 const (
 	AsString = "string" // any bytes
+	AsRaw    = "raw"    // the same, which an expression sees as bytes and not as a text
 	AsInt    = "int"    // a decimal integer of any size up to 1,000 digits
 	AsFloat  = "float"  // a finite decimal float64
 	AsJSON   = "json"   // a valid JSON document
@@ -25,6 +26,8 @@ const (
 	MapKey    = "key"    // the key, as text
 	MapLen    = "len"    // the length of the value in bytes
 	MapSquare = "square" // the value times itself
+	MapParse  = "parse"  // the number that a text is: an integer, else a float
+	MapLower  = "lower"  // the text in lower case
 	MapJSON   = "json:"  // followed by a path: the scalar at that path
 )
 
@@ -39,8 +42,22 @@ const (
 
 // What a record that does not parse does to the job.
 const (
-	OnErrorFail = "fail" // the job fails and names how many and a sample of their keys
-	OnErrorSkip = "skip" // they are counted, reported and left out
+	OnErrorFail  = "fail"  // the job fails and names how many and a sample of their keys
+	OnErrorSkip  = "skip"  // they are counted, reported and left out
+	OnErrorCount = "count" // the same, but more than MaxErrors of them fail the job
+)
+
+// Which jobs go first.
+const (
+	PriorityLow    = "low"
+	PriorityNormal = "normal" // the default
+	PriorityHigh   = "high"
+)
+
+// Whether an answer may come from the result cache.
+const (
+	CacheOn  = "on" // the default
+	CacheOff = "off"
 )
 
 // Bounds of a spec.
@@ -51,12 +68,17 @@ const (
 	MaxNameBytes       = 128
 	MaxIDBytes         = 64
 	MaxTasksPerReplica = 16
+	DefaultMaxGroups   = 10_000 // about as many as fit a result
+	MaxMaxGroups       = 10_000
+	MaxMaxErrors       = 1 << 53 // what every reader of JSON takes for itself
 	DefaultTimeout     = 5 * time.Minute
 	MaxTimeout         = time.Hour
 )
 
-// Spec says what a job computes: over every key that begins with Prefix, read
-// the value As, Map it, Reduce what comes out.
+// Spec says what a job computes: over every key that begins with Prefix whose record passes Filter, read
+// the value As, take it apart with FlatMap, Map what there is, and Reduce what comes out, by group if there is GroupBy.
+//
+// What is empty is not written: to a node of an older version a job that uses nothing new looks as it always did.
 type Spec struct {
 	// ID makes a submit idempotent: the same id with the same spec is the same job. Empty: one is made up.
 	ID string `json:"id,omitempty"`
@@ -64,13 +86,30 @@ type Spec struct {
 	Name    string `json:"name,omitempty"`
 	Prefix  string `json:"prefix"`
 	As      string `json:"as"`
+	Filter  string `json:"filter,omitempty"` // conditions (ParseFilter) or an expression
+	FlatMap string `json:"flat_map,omitempty"`
 	Map     string `json:"map"`
+	GroupBy string `json:"group_by,omitempty"`
 	Reduce  string `json:"reduce"`
 	OnError string `json:"on_error"`
+	// MaxErrors is how many records may be bad with OnErrorCount, which needs it.
+	MaxErrors int64 `json:"max_errors,omitempty"`
+	// MaxGroups bounds the groups of GroupBy; 0 means DefaultMaxGroups. One more fails the job.
+	MaxGroups int `json:"max_groups,omitempty"`
+	// Priority is PriorityLow, empty for normal, or PriorityHigh.
+	Priority string `json:"priority,omitempty"`
+	// Cache is CacheOff, or empty for on.
+	Cache string `json:"cache,omitempty"`
 	// TimeoutMillis bounds the run; 0 means DefaultTimeout.
 	TimeoutMillis int64 `json:"timeout_ms,omitempty"`
 	// TasksPerReplica is how finely a shard is cut; 0 lets the master choose by the number of records.
 	TasksPerReplica int `json:"tasks_per_replica,omitempty"`
+}
+
+// Question is what of a spec decides its answer: two specs with the same question have the same answer of the same records.
+func (s Spec) Question() Spec {
+	return Spec{Prefix: s.Prefix, As: s.As, Filter: s.Filter, FlatMap: s.FlatMap, Map: s.Map, GroupBy: s.GroupBy, Reduce: s.Reduce,
+		OnError: s.OnError, MaxErrors: s.MaxErrors, MaxGroups: s.MaxGroups}
 }
 
 // SpecError says which field of a spec is wrong, why, and what to write instead.
@@ -78,6 +117,8 @@ type SpecError struct {
 	Field  string
 	Reason string
 	Hint   string
+	// Where is empty, or shows the place in what the field says: a line of it, and below that a caret under the fault.
+	Where string
 }
 
 func (e *SpecError) Error() string {
@@ -85,10 +126,14 @@ func (e *SpecError) Error() string {
 	if e.Hint != "" {
 		s += " (" + e.Hint + ")"
 	}
+	if e.Where != "" {
+		s += "\n" + e.Where
+	}
 	return s
 }
 
-var specFields = []string{"id", "name", "prefix", "as", "map", "reduce", "on_error", "timeout_ms", "tasks_per_replica"}
+var specFields = []string{"id", "name", "prefix", "as", "filter", "flat_map", "map", "group_by", "reduce", "on_error", "max_errors", "max_groups",
+	"priority", "cache", "timeout_ms", "tasks_per_replica"}
 
 // ParseSpec reads a spec in JSON, fills in the defaults and validates it.
 // Every error is a *SpecError.
@@ -105,10 +150,16 @@ func ParseSpec(data []byte) (Spec, error) {
 	if err := json.Unmarshal(data, &fields); err != nil || fields == nil {
 		return Spec{}, &SpecError{Field: "spec", Reason: "not a JSON object", Hint: `for example {"prefix":"num/","as":"int","map":"square","reduce":"sum"}`}
 	}
-	for name := range fields {
-		if !slices.Contains(specFields, name) {
+	for name, value := range fields {
+		switch {
+		case !slices.Contains(specFields, name):
 			return Spec{}, &SpecError{Field: name, Reason: "unknown field", Hint: "known are " + strings.Join(specFields, ", ")}
+		case string(value) == "null": // a prefix that is none reads all keys
+			return Spec{}, &SpecError{Field: name, Reason: "it is null", Hint: "leave out what shall be as it is by default"}
 		}
+	}
+	if name := twice(data); name != "" {
+		return Spec{}, &SpecError{Field: name, Reason: "it is there twice"}
 	}
 	var s Spec
 	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&s); err != nil {
@@ -122,7 +173,29 @@ func ParseSpec(data []byte) (Spec, error) {
 	return s, s.Validate()
 }
 
-// WithDefaults fills in what may be left out: as string, map value, reduce count, on_error fail.
+// twice is a name that an object has more than once, of which encoding/json takes the last; or "".
+func twice(object []byte) string {
+	d := json.NewDecoder(bytes.NewReader(object))
+	seen := map[string]bool{}
+	_, err := d.Token()
+	for err == nil && d.More() {
+		var name json.Token
+		var value json.RawMessage
+		if name, err = d.Token(); err != nil {
+			break
+		}
+		key, _ := name.(string)
+		if seen[key] {
+			return key
+		}
+		seen[key] = true
+		err = d.Decode(&value)
+	}
+	return "" // faults were told already
+}
+
+// WithDefaults fills in what may be left out: as string, map value, reduce count, on_error fail. Words that mean
+// the same become one, so that specs that ask for the same are the same.
 func (s Spec) WithDefaults() Spec {
 	set := func(field *string, value string) {
 		if *field == "" {
@@ -133,6 +206,12 @@ func (s Spec) WithDefaults() Spec {
 	set(&s.Map, MapValue)
 	set(&s.Reduce, ReduceCount)
 	set(&s.OnError, OnErrorFail)
+	if s.Priority == PriorityNormal {
+		s.Priority = ""
+	}
+	if s.Cache == CacheOn {
+		s.Cache = ""
+	}
 	return s
 }
 
@@ -152,110 +231,13 @@ func (s Spec) Path() (string, bool) {
 	return s.Map[len(MapJSON):], true
 }
 
-// Validate reports the first fault as a *SpecError: what cannot give a result
-// is refused when it is submitted, not after a scan.
-func (s Spec) Validate() error {
-	for _, check := range []func() *SpecError{s.checkNames, s.checkBounds, s.checkWords, s.checkCombination} {
-		if err := check(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s Spec) checkNames() *SpecError {
-	if err := CheckID(s.ID); s.ID != "" && err != nil {
-		return err
-	}
-	if len(s.Name) > MaxNameBytes || !utf8.ValidString(s.Name) {
-		return &SpecError{Field: "name", Reason: fmt.Sprintf("must be UTF-8 of at most %d bytes", MaxNameBytes)}
-	}
-	if len(s.Prefix) > MaxPrefixBytes {
-		return &SpecError{Field: "prefix", Reason: fmt.Sprintf("%d bytes, longer than any key (%d)", len(s.Prefix), MaxPrefixBytes)}
-	}
-	if !utf8.ValidString(s.Prefix) {
-		return &SpecError{Field: "prefix", Reason: "not UTF-8", Hint: "use a shorter prefix that is"}
-	}
-	return nil
-}
-
-// CheckID says whether id can name a job. The error is a *SpecError.
-func CheckID(id string) *SpecError {
-	bad := func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-')
-	}
-	if id == "" || len(id) > MaxIDBytes || strings.ContainsFunc(id, bad) {
-		return &SpecError{Field: "id", Reason: fmt.Sprintf("must be 1 to %d of a-z A-Z 0-9 . _ -", MaxIDBytes)}
-	}
-	return nil
-}
-
-func (s Spec) checkBounds() *SpecError {
-	if s.TimeoutMillis < 0 || s.TimeoutMillis > MaxTimeout.Milliseconds() {
-		return &SpecError{Field: "timeout_ms", Reason: fmt.Sprintf("must be 1 to %d, or left out for %d", MaxTimeout.Milliseconds(), DefaultTimeout.Milliseconds())}
-	}
-	if s.TasksPerReplica < 0 || s.TasksPerReplica > MaxTasksPerReplica {
-		return &SpecError{Field: "tasks_per_replica", Reason: fmt.Sprintf("must be 1 to %d, or left out to let the master choose", MaxTasksPerReplica)}
-	}
-	return nil
-}
-
-func (s Spec) checkWords() *SpecError {
-	oneOf := func(field, value string, words ...string) *SpecError {
-		if slices.Contains(words, value) {
-			return nil
-		}
-		return &SpecError{Field: field, Reason: fmt.Sprintf("unknown %q", value), Hint: "one of " + strings.Join(words, ", ")}
-	}
-	if err := oneOf("as", s.As, AsString, AsInt, AsFloat, AsJSON); err != nil {
-		return err
-	}
-	if path, ok := s.Path(); ok {
-		if err := checkPath(path); err != nil {
-			return err
-		}
-	} else if err := oneOf("map", s.Map, MapValue, MapKey, MapLen, MapSquare, MapJSON+"PATH"); err != nil {
-		return err
-	}
-	if err := oneOf("reduce", s.Reduce, ReduceSum, ReduceCount, ReduceMin, ReduceMax, ReduceMean); err != nil {
-		return err
-	}
-	return oneOf("on_error", s.OnError, OnErrorFail, OnErrorSkip)
-}
-
-// checkPath refuses the path language's modifiers, literals and multipaths:
-// a path picks one scalar. A backslash before such a character takes it as itself.
-func checkPath(path string) *SpecError {
-	if path == "" || len(path) > MaxPathBytes {
-		return &SpecError{Field: "map", Reason: fmt.Sprintf("the path after json: must have 1 to %d bytes", MaxPathBytes), Hint: "for example json:price or json:items.0.price"}
-	}
-	for i := 0; i < len(path); i++ {
-		switch path[i] {
-		case '\\':
-			i++
-		case '@', '!', '{', '}', '[', ']', '|':
-			return &SpecError{Field: "map", Reason: fmt.Sprintf("%q is not supported in a path", path[i]), Hint: "put a backslash before it to mean the character itself"}
-		}
-	}
-	return nil
-}
-
-func (s Spec) checkCombination() *SpecError {
-	_, isPath := s.Path()
-	if isPath && s.As != AsJSON {
-		return &SpecError{Field: "map", Reason: s.Map + " needs values read as json", Hint: "set as to json: --as json"}
-	}
-	if s.Map == MapSquare && s.As != AsInt && s.As != AsFloat {
-		return &SpecError{Field: "map", Reason: "only numbers can be squared, not " + s.As, Hint: "set as to int or float: --as int"}
-	}
-	if s.Reduce != ReduceSum && s.Reduce != ReduceMean {
-		return nil
-	}
-	if s.Map == MapKey {
-		return &SpecError{Field: "reduce", Reason: "a " + s.Reduce + " of keys makes no sense, they are text", Hint: "use map len or reduce count, min or max: --map len, --reduce max"}
-	}
-	if s.Map == MapValue && s.As == AsString {
-		return &SpecError{Field: "reduce", Reason: "a " + s.Reduce + " of strings makes no sense", Hint: "set as to int or float, or map to len: --as int, --map len"}
-	}
-	return nil
+// Classic says whether v0.4 knows all that the spec uses. Any other is refused until the cluster has feature level 1.
+func (s Spec) Classic() bool {
+	old := func(word string, known ...string) bool { return slices.Contains(known, word) }
+	_, path := s.Path()
+	return s.Filter+s.FlatMap+s.GroupBy+s.Priority+s.Cache == "" && s.MaxErrors == 0 && s.MaxGroups == 0 &&
+		old(s.As, AsString, AsInt, AsFloat, AsJSON) &&
+		(path || old(s.Map, MapValue, MapKey, MapLen, MapSquare)) &&
+		old(s.Reduce, ReduceSum, ReduceCount, ReduceMin, ReduceMax, ReduceMean) &&
+		old(s.OnError, OnErrorFail, OnErrorSkip)
 }
