@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"slices"
@@ -41,6 +42,7 @@ var verbs = []verb{
 			return sharding.DrainNode(m, a[0], successor, n.mayTake)
 		})
 	}},
+	{words: []string{"node", "dead-after"}, args: "DURATION|off", least: 1, most: 1, run: setDeadAfter},
 	{words: []string{"node", "remove"}, args: "NODE", least: 1, most: 1, run: func(n *Node, ctx context.Context, a []string) (any, error) {
 		return n.change(ctx, func(m sharding.Map) (sharding.Map, bool, error) { return n.decideRemove(m, a[0]) })
 	}},
@@ -57,6 +59,12 @@ var verbs = []verb{
 	{words: []string{"upgrade"}, run: func(n *Node, ctx context.Context, _ []string) (any, error) {
 		return n.change(ctx, func(m sharding.Map) (sharding.Map, bool, error) { return sharding.RaiseLevel(m, n.levelOf) })
 	}},
+	{words: []string{"recover", "plan"}, args: "[LOST,LOST...|none [empty]]", most: 2, run: func(n *Node, ctx context.Context, a []string) (any, error) {
+		return n.showRecovery(ctx, a)
+	}},
+	{words: []string{"recover", "run"}, args: "PHRASE [LOST,LOST...|none [empty]]", least: 1, most: 3, run: func(n *Node, ctx context.Context, a []string) (any, error) {
+		return n.recover(ctx, a[0], a[1:])
+	}},
 	{words: []string{"rebalance", "plan"}, run: func(n *Node, ctx context.Context, _ []string) (any, error) { return n.planBalance(ctx) }},
 	{words: []string{"rebalance", "once"}, run: setBalance(sharding.BalanceOnce)},
 	{words: []string{"rebalance", "always"}, run: setBalance(sharding.BalanceAlways)},
@@ -66,6 +74,7 @@ var verbs = []verb{
 // Admin carries out what an administrator says, as "node drain n3", and returns the answer as JSON. CodeBadRequest: there is no such verb. CodeRefused: it
 // would take a replica or a majority that is needed, and the error says of which shard. CodeConflict: not now.
 func (n *Node) Admin(ctx context.Context, words []string) ([]byte, error) {
+	verbs := slices.Concat(verbs, slotVerbs, checkVerbs, userVerbs)
 	i := slices.IndexFunc(verbs, func(v verb) bool {
 		return len(words) >= len(v.words) && slices.EqualFunc(v.words, words[:len(v.words)], strings.EqualFold)
 	})
@@ -82,7 +91,6 @@ func (n *Node) Admin(ctx context.Context, words []string) ([]byte, error) {
 		return nil, transport.Errorf(transport.CodeBadRequest, "%d arguments: want %s", len(args), v.usage())
 	}
 	answer, err := v.run(n, ctx, args)
-	n.log.Info("administration", "words", strings.Join(words, " "), "err", err)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +188,9 @@ func (n *Node) decideMove(m sharding.Map, sh sharding.Shard, from, to sharding.N
 		return m, false, transport.Errorf(transport.CodeNotFound, "shard %d has no replica on node %q", sh.ID, from)
 	case !known:
 		return m, false, transport.Errorf(transport.CodeNotFound, "there is no node %q", to)
-	case node.Cordoned || node.Draining:
+	case node.Dead:
+		return m, false, transport.Errorf(transport.CodeConflict, "node %s is taken for dead, and takes nothing until it is heard again", to)
+	case !node.Takes():
 		return m, false, transport.Errorf(transport.CodeRefused, "node %s is cordoned, and takes nothing: uncordon it first", to)
 	case !n.mayTake(to):
 		return m, false, transport.Errorf(transport.CodeConflict, "node %s does not answer, or its disk is nearly full", to)
@@ -195,13 +205,15 @@ func (n *Node) decideCancel(m sharding.Map, sh sharding.Shard) (sharding.Map, bo
 	}
 	// A plan that is made anew takes another way if this one is barred.
 	i := slices.IndexFunc(sh.Replicas, func(r sharding.Replica) bool { return r.ID == sh.Move.To })
-	if to, _ := m.Node(sh.Replicas[i].Node); to.Cordoned || to.Draining || !n.mayTake(to.ID) {
+	if to, _ := m.Node(sh.Replicas[i].Node); !to.Takes() || !n.mayTake(to.ID) {
 		next, err := sharding.CancelMove(m, sh.ID, *sh.Move)
 		return next, err == nil, err
 	}
 	for _, r := range sh.Replicas {
 		if node, _ := m.Node(r.Node); r.ID == sh.Move.From && node.Draining {
 			return m, false, transport.Errorf(transport.CodeRefused, "node %s drains, and the move would begin anew: uncordon it first", node.ID)
+		} else if r.ID == sh.Move.From && node.Dead {
+			return m, false, transport.Errorf(transport.CodeRefused, "node %s is taken for dead, and the move would begin anew: have no node taken for dead with abacus node dead-after off", node.ID)
 		}
 	}
 	if m.Balance != sharding.BalanceNever {
@@ -247,12 +259,12 @@ type plannedMove struct {
 	From  sharding.ReplicaID `json:"from"`
 	To    sharding.NodeID    `json:"to"`
 	Why   string             `json:"why"`
-	// Bytes of the shard's state, as its leader has it; -1 if it is not known.
+	// Bytes that the new replica will be sent, as the shard's leader has them now: its state, or its log where this is all there; -1 if it is not known.
 	Bytes int64 `json:"bytes"`
 }
 
-// stateBytes is how large a shard's state is, as its leader says.
-func (n *Node) stateBytes(shard sharding.ShardID) (int64, bool) {
+// copyBytes is how much a new replica of a shard would be sent, as its leader says.
+func (n *Node) copyBytes(shard sharding.ShardID) (int64, bool) {
 	leader := n.Leader(shard)
 	said, alive := n.peers.get(leader)
 	if leader == n.cfg.ID {
@@ -260,7 +272,7 @@ func (n *Node) stateBytes(shard sharding.ShardID) (int64, bool) {
 	}
 	for _, r := range said.Replicas {
 		if alive && r.Shard == shard {
-			return r.File, true
+			return cmp.Or(r.Copy, r.File), true // one of v0.4 does not tell
 		}
 	}
 	return 0, false
@@ -273,9 +285,9 @@ func (n *Node) planBalance(ctx context.Context) (balancePlan, error) {
 		return balancePlan{}, err
 	}
 	p := balancePlan{Epoch: m.Epoch, Moves: []plannedMove{}}
-	for _, w := range sharding.PlanMoves(m, n.mayTake) {
+	for _, w := range sharding.PlanAll(m, n.mayTake) {
 		mv := plannedMove{Shard: w.Shard, From: w.From, To: w.To, Why: w.Why, Bytes: -1}
-		if bytes, ok := n.stateBytes(w.Shard); ok {
+		if bytes, ok := n.copyBytes(w.Shard); ok {
 			mv.Bytes = bytes
 			p.Bytes += bytes
 		} else {

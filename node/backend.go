@@ -9,6 +9,7 @@ import (
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/sharding/access"
 )
 
 // backend is the node as the RESP front end sees it.
@@ -75,14 +76,21 @@ func (b backend) AwaitLeader(ctx context.Context, shard sharding.ShardID) bool {
 	return b.n.AwaitLeader(ctx, shard)
 }
 
-func (b backend) ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string, how front.Reading) (keys [][]byte, next uint64, err error) {
-	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "page", Cursor: cursor, Count: count, Match: []byte(match)}, how)
+func (b backend) ScanPage(ctx context.Context, shard sharding.ShardID, slots sharding.SlotRange, cursor uint64, count int, match string, how front.Reading) (keys [][]byte, next uint64, err error) {
+	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "page", Slots: &slots, Cursor: cursor, Count: count, Match: []byte(match)}, how)
+	if err == nil && a.Next == 0 {
+		a.Next = (uint64(slots.To) + 1) << 48
+	}
 	return a.Keys, a.Next, err
 }
 
-func (b backend) Size(ctx context.Context, shard sharding.ShardID, how front.Reading) (int64, error) {
+func (b backend) Size(ctx context.Context, shard sharding.ShardID, how front.Reading) (int64, []sharding.SlotRange, error) {
 	a, err := b.n.scan(ctx, scanRequest{Shard: shard, What: "size"}, how)
-	return a.N, err
+	if a.Slots == nil { // of an older version, under which slots do not change hands
+		s, _ := b.n.Router().Map().Shard(shard)
+		a.Slots = s.Slots
+	}
+	return a.N, a.Slots, err
 }
 
 func (b backend) SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot, how front.Reading) (int64, error) {
@@ -124,6 +132,24 @@ func (b backend) JobResult(ctx context.Context, id string, wait time.Duration) (
 
 func (b backend) CancelJob(ctx context.Context, id string) error { return b.n.jobs.Cancel(ctx, id) }
 
+func (b backend) DeleteJob(ctx context.Context, id string) error { return b.n.jobs.Delete(ctx, id) }
+
+func (b backend) RetryJob(ctx context.Context, id, newID string) (string, error) {
+	return b.n.jobs.Retry(ctx, id, newID)
+}
+
+func (b backend) ExplainJob(_ context.Context, spec []byte) ([]byte, error) {
+	parsed, err := job.ParseSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	e, err := b.n.jobs.Explain(parsed, b.n.shardFacts())
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(e)
+}
+
 func (b backend) ListJobs(ctx context.Context) ([]byte, error) {
 	list, err := b.n.jobs.List(ctx)
 	if err != nil {
@@ -136,6 +162,14 @@ func (b backend) StatusJSON(ctx context.Context) ([]byte, error) { return b.n.St
 
 func (b backend) Admin(ctx context.Context, words []string) ([]byte, error) {
 	return b.n.Admin(ctx, words)
+}
+
+func (b backend) Users() *access.Users { return b.n.Users() }
+
+func (b backend) Audit(e access.Event) { b.n.audit.record(e) }
+
+func (b backend) Backup(ctx context.Context, words []string) ([]byte, error) {
+	return b.n.Backup(ctx, words)
 }
 
 func (b backend) Info() front.Info {

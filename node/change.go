@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -21,6 +22,12 @@ func (n *Node) changeMap(ctx context.Context, decide decision) (sharding.Map, er
 	defer cancel()
 	for {
 		m, rev, err := n.readMap(ctx)
+		if mine := n.Router().Map(); (err == nil || errors.Is(err, errNoMap)) && sharding.Era(mine.Epoch) > sharding.Era(m.Epoch) {
+			// Shard 0 was recovered, with the map of an earlier era in it or none.
+			if err = n.putMap(ctx, mine, rev); err == nil || transport.CodeOf(err) == transport.CodeConflict {
+				continue
+			}
+		}
 		if err != nil {
 			return sharding.Map{}, err
 		}
@@ -67,14 +74,20 @@ func (n *Node) readMap(ctx context.Context) (sharding.Map, int64, error) {
 			return m, r.Revision, nil
 		}
 	}
-	return sharding.Map{}, 0, transport.Errorf(transport.CodeUnavailable, "the cluster is still being set up")
+	return sharding.Map{}, 0, errNoMap
 }
+
+var errNoMap = transport.Errorf(transport.CodeUnavailable, "the cluster is still being set up")
 
 // writeMap replaces the map if nobody else did since revision rev.
 func (n *Node) writeMap(ctx context.Context, old, next sharding.Map, rev int64) error {
 	if err := sharding.ValidateTransition(old, next); err != nil {
 		return transport.Errorf(transport.CodeRefused, "%v", err)
 	}
+	return n.putMap(ctx, next, rev)
+}
+
+func (n *Node) putMap(ctx context.Context, next sharding.Map, rev int64) error {
 	results, err := n.Exec(ctx, metaShard, []command.Command{recordSet(mapRecord, next.Encode(), rev)})
 	if err != nil {
 		return err

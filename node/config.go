@@ -24,14 +24,15 @@ type Config struct {
 	// DataDir holds everything the node must not lose. Created if missing.
 	DataDir string
 
-	// Listen addresses (host:port). Loopback unless Insecure is set: until TLS
-	// exists, whoever reaches a port owns the data.
+	// Listen addresses (host:port). Loopback unless TLS or Insecure is set: whoever reaches a port without TLS owns the data.
 	ClientAddr, ClusterAddr, PeerAddr, HTTPAddr string
 	// Advertised addresses, for when others reach this node under another name.
 	// Empty: the listen address.
 	Advertise sharding.Addrs
-	// Insecure allows addresses other than loopback.
+	// Insecure allows addresses other than loopback without TLS.
 	Insecure bool
+	// TLS is what the ports prove themselves with, and whom they trust. Default: none of it, and plain text.
+	TLS TLSConfig
 
 	// Zone is where the node stands (a rack, a data centre): replicas of a shard are spread over zones first. Empty: a zone of its own.
 	Zone string
@@ -80,9 +81,14 @@ type Config struct {
 	// CopyRate bounds what this node sends of states to replicas elsewhere, for all that it copies together, in bytes per second (default
 	// 64 MiB; 0: as fast as it goes). Copies share disks, links and processors with clients.
 	CopyRate int64
+	// JobScanBytes bounds what jobs' tasks read here of keys and values, all together, in bytes per second (default 0: as fast as it
+	// goes). To be set where the state does not fit into memory, and clients need the disk.
+	JobScanBytes int64
 	// ScrubInterval is how often each replica's state is read and checked as a whole
 	// (default 24h, 0: never).
 	ScrubInterval time.Duration
+	// CheckInterval is how often the replicas of each shard that this node leads are compared (default 24h, 0: never).
+	CheckInterval time.Duration
 	// Fatal is told of a failure or a hang of the disk, a *FatalError. It must end the
 	// process, and not return. Default: panic.
 	Fatal func(error)
@@ -107,6 +113,15 @@ type Config struct {
 	Dial   func(ctx context.Context, addr string) (net.Conn, error)
 	Accept func(net.Conn) net.Conn
 	Now    func() time.Time
+
+	// NoAuth lets everybody in whom this node's ports reach, whatever users the cluster has: for when all administrators' tokens
+	// are lost. Its ports must be on loopback addresses then.
+	NoAuth bool
+	// OpenMetrics serves GET /metrics to who has not authenticated, too. What they tell of is sizes and rates, and the names of nodes.
+	OpenMetrics bool
+	// AuditLog is a file to which what administrators do, and who is refused, is appended as lines of JSON, beside the log. At
+	// 64 MiB it becomes AuditLog.1, in place of the one before. Empty: none.
+	AuditLog string
 
 	// Pprof serves profiles of the process under /debug/pprof/ on HTTPAddr. They cost processor
 	// time, and tell what commands and keys are made of.
@@ -136,6 +151,7 @@ func DefaultConfig() Config {
 		DiskTimeout:     store.DefaultDiskTimeout,
 		CopyRate:        64 << 20,
 		ScrubInterval:   24 * time.Hour,
+		CheckInterval:   24 * time.Hour,
 		Version:         "dev",
 	}
 }
@@ -156,6 +172,9 @@ func (c *Config) joinsItself() bool {
 // minCopyRate is the least that a copy arrives with, before anybody's patience ends.
 const minCopyRate = 1 << 20
 
+// minJobScan is the least with which a task ends before its attempt's time does.
+const minJobScan = 1 << 20
+
 // Validate reports every fault at once, so that one edit mends them all.
 func (c *Config) Validate() error {
 	var faults []error
@@ -168,6 +187,7 @@ func (c *Config) Validate() error {
 	}
 	if c.Transport == nil {
 		c.validateAddrs(fault)
+		c.TLS.validate(fault)
 	}
 	if c.Bootstrap && c.joins() {
 		fault("--bootstrap and --join exclude each other: the first node of a cluster bootstraps, the others join it")
@@ -204,11 +224,17 @@ func (c *Config) Validate() error {
 	if c.CopyRate != 0 && c.CopyRate < minCopyRate {
 		fault("--copy-rate %d: want at least %d (1 MiB a second), or 0 for as fast as it goes", c.CopyRate, minCopyRate)
 	}
+	if c.JobScanBytes != 0 && c.JobScanBytes < minJobScan {
+		fault("--job-scan-bytes %d: want at least %d (1 MiB a second), or 0 for as fast as it goes", c.JobScanBytes, minJobScan)
+	}
 	if len(c.Zone) > sharding.MaxZone || !utf8.ValidString(c.Zone) {
 		fault("--zone %q: want text of at most %d bytes", c.Zone, sharding.MaxZone)
 	}
 	if c.ScrubInterval != 0 && c.ScrubInterval < time.Second {
 		fault("--scrub-interval %s: want at least 1s, or 0 for never", c.ScrubInterval)
+	}
+	if c.CheckInterval != 0 && c.CheckInterval < time.Minute {
+		fault("--check-every %s: want at least 1m, or 0 for never", c.CheckInterval)
 	}
 	return errors.Join(faults...)
 }
@@ -232,8 +258,11 @@ func (c *Config) validateAddrs(fault func(format string, args ...any)) {
 		if ip := net.ParseIP(host); (host == "" || ip != nil && ip.IsUnspecified()) && a.advertise == "" {
 			fault("%s %s listens on every address, which others cannot dial: name the one to tell them with --advertise-%s HOST:PORT", a.flag, a.addr, strings.TrimPrefix(a.flag, "--"))
 		}
-		if !c.Insecure && !isLoopback(host) {
-			fault("%s %s is not a loopback address: anyone who reaches it could read and change everything, for there is no TLS yet; use a loopback address, or --insecure on a network that you trust", a.flag, a.addr)
+		if c.NoAuth && a.flag != "--peer-addr" && !(isLoopback(host) && (a.advertise == "" || isLoopback(hostOf(a.advertise)))) {
+			fault("--no-auth lets everybody in, so %s %s must be a loopback address, and be advertised as one", a.flag, a.addr)
+		}
+		if flags := c.TLS.missing(a.flag == "--peer-addr"); flags != "" && !c.Insecure && !isLoopback(host) {
+			fault("%s %s is not a loopback address: anyone who reaches it could read and change everything; give it TLS (%s), use a loopback address, or --insecure on a network that you trust", a.flag, a.addr, flags)
 		}
 	}
 	for _, a := range []struct{ flag, addr string }{
@@ -257,6 +286,11 @@ func (c *Config) validateAddrs(fault func(format string, args ...any)) {
 			fault("--join %q: want host:port of a member's peer address", j)
 		}
 	}
+}
+
+func hostOf(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	return host
 }
 
 // isLoopback says whether host can only be reached from this machine.

@@ -33,6 +33,7 @@ type space struct {
 // spaceNow is what was seen last. Immutable.
 type spaceNow struct {
 	free, least uint64 // bytes
+	size        uint64 // of the file system, in bytes
 	low, full   bool
 }
 
@@ -55,6 +56,7 @@ func (s *space) look() error {
 		least = leastFree(st.Blocks * unit)
 	}
 	next := s.now.Load().next(st.Bavail*unit, least)
+	next.size = st.Blocks * unit
 	s.now.Store(&next)
 	return nil
 }
@@ -74,6 +76,12 @@ func (was spaceNow) next(free, least uint64) spaceNow {
 // low: this node should not lead. full: nothing may be added here.
 func (s *space) low() bool  { return s.now.Load().low }
 func (s *space) full() bool { return s.now.Load().full }
+
+// room says whether so many bytes more would leave this node its leaderships: what is written for a job's sake is not to cost them.
+func (s *space) room(bytes int64) bool {
+	now := s.now.Load()
+	return !now.low && now.free >= uint64(bytes)+now.least+now.least/2
+}
 
 // problem says in words that the disk is full, or "".
 func (now *spaceNow) problem() string {

@@ -36,6 +36,20 @@ func TestSpaceMarks(t *testing.T) {
 			t.Errorf("with %d free it says %q", step.free, now.problem())
 		}
 	}
+	var s space
+	for _, c := range []struct {
+		now   spaceNow
+		bytes int64
+		want  bool
+	}{
+		{spaceNow{free: 150, least: least}, 0, true}, {spaceNow{free: 149, least: least}, 0, false}, {spaceNow{free: 160, least: least}, 10, true},
+		{spaceNow{free: 160, least: least}, 11, false}, {spaceNow{free: 190, least: least, low: true}, 0, false}, // it has yet to recover
+	} {
+		s.now.Store(&c.now)
+		if s.room(c.bytes) != c.want {
+			t.Errorf("%+v has room for %d bytes more: %v", c.now, c.bytes, !c.want)
+		}
+	}
 	for total, want := range map[uint64]uint64{64 << 20: 64 << 20 / 100 * 5, 1 << 40: 256 << 20} {
 		if got := leastFree(total); got != want {
 			t.Errorf("of %d bytes, %d are to stay free, want %d", total, got, want)
@@ -68,6 +82,7 @@ func TestFatalSaysWhatToDo(t *testing.T) {
 // A bit flipped in a value that nobody reads is found by the scrub: the file is marked,
 // and the process ends.
 func TestScrubFindsDamage(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, "n1")
 	cfg.Bootstrap = true
 	n := open(t, cfg)

@@ -25,8 +25,47 @@ func (n *Node) Exec(ctx context.Context, shard sharding.ShardID, cmds []command.
 	return results, err
 }
 
-// exec is Exec that also tells the log index of the last command.
+// exec is Exec that also tells the log index of the last command; 0 if another shard has carried out some of them, whose slots
+// have become its own.
 func (n *Node) exec(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
+	results, index, err = n.execIn(ctx, shard, cmds)
+	if err != nil || !anyElsewhere(results) {
+		return results, index, err
+	}
+	err = n.follow(ctx, cmds, results, func(ctx context.Context, to sharding.ShardID, part []command.Command) ([]command.Result, error) {
+		if to == sharding.NoShard {
+			return nil, transport.Errorf(transport.CodeUnavailable, "nobody owns slot %d", part[0].Slot)
+		}
+		if to != shard {
+			part = unwatched(part)
+		}
+		rs, i, err := n.execIn(ctx, to, part)
+		if to == shard && len(part) == len(cmds) {
+			index = i
+		} else {
+			index = 0
+		}
+		return rs, err
+	})
+	if err != nil && transport.Certain(err) && len(n.refusedBy(n.Router(), cmds, results)) < len(cmds) && !onlyReads(cmds) {
+		err = transport.Errorf(transport.CodeUncertain, "the pipeline was carried out in part: %v", err)
+	}
+	return results, index, err
+}
+
+// unwatched has transactions fail whose watched keys have come to another shard: the index to which nobody had
+// changed them is one of the other log.
+func unwatched(cmds []command.Command) []command.Command {
+	for i := range cmds {
+		if c := &cmds[i]; c.Op == command.OpMulti && len(c.Keys) > 0 {
+			c.Values = [][]byte{c.Values[0], command.AppendIndexes(nil, make([]uint64, len(c.Keys)))}
+		}
+	}
+	return cmds
+}
+
+// execIn is exec in one shard, whoever owns the slots.
+func (n *Node) execIn(ctx context.Context, shard sharding.ShardID, cmds []command.Command) (results []command.Result, index uint64, err error) {
 	if numbered(cmds) {
 		return n.execAdopting(ctx, shard, cmds)
 	}
@@ -50,6 +89,12 @@ func (n *Node) execAll(ctx context.Context, shard sharding.ShardID, cmds []comma
 			return nil, 0, err
 		}
 		results, index, cmds = append(results, r...), i, cmds[len(part):]
+		if anyElsewhere(r) { // what comes after it in the same slot must not be carried out before it
+			for range cmds {
+				results = append(results, command.Err(command.CodeSlotsMoving))
+			}
+			break
+		}
 	}
 	return results, index, nil
 }
@@ -126,6 +171,9 @@ func (n *Node) execOne(ctx context.Context, shard sharding.ShardID, cmds []comma
 func carryOut(ctx context.Context, st *store.Store, cmds []command.Command) ([]command.Result, uint64, error) {
 	if onlyReads(cmds) {
 		return st.Read(ctx, cmds)
+	}
+	if refused := st.Elsewhere(cmds); refused != nil {
+		return refused, 0, nil
 	}
 	return st.Propose(ctx, cmds)
 }

@@ -30,7 +30,8 @@ func TestAllAddressesNew(t *testing.T) {
 	}
 	seeds := filepath.Join(t.TempDir(), "seeds")
 	for i := range nodes {
-		// Port 0 is a new one each time. The second is told by a name, the third by a file.
+		cfgs[i].ClientAddr, cfgs[i].ClusterAddr, cfgs[i].PeerAddr, cfgs[i].HTTPAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+		// The second is told by a name, the third by a file.
 		switch i {
 		case 1:
 			cfgs[i].Join = []string{strings.Replace(nodes[0].Addrs().Peer, "127.0.0.1", "localhost", 1)}

@@ -79,6 +79,9 @@ func (n *Node) runReconcile(ctx context.Context) error {
 		if err := n.dir.saveMap(m); err != nil {
 			return err
 		}
+		if err := n.saveUsers(); err != nil {
+			return err
+		}
 		if err := n.openReplicas(ctx, m); err != nil {
 			return err
 		}
@@ -99,28 +102,41 @@ func (n *Node) openReplicas(ctx context.Context, m sharding.Map) error {
 		// Its replicas are not ours: they would be opened twice.
 		return fmt.Errorf("another data directory has taken the place of node %s while this one did not answer: what is in %s is not part of the cluster any more", n.cfg.ID, n.dir.path)
 	}
+	if err := n.leaveFenced(m); err != nil {
+		return err
+	}
 	for _, sh := range m.Shards {
-		r, here := n.replicaHere(sh)
-		if !here || n.host.get(sh.ID) != nil || n.repairs.has(sh.ID, r.ID) {
-			continue
-		}
 		if ctx.Err() != nil { // Close waits for us, to close what is open
 			return nil
 		}
-		st, err := n.openReplica(m, sh, r)
-		if err != nil && n.takeDamage(sh.ID, r.ID, err) {
-			continue
+		if err := n.openReplicaHere(m, sh); err != nil {
+			return err
 		}
-		if errors.Is(err, store.ErrOtherLog) {
-			other := map[string]string{LogWAL: LogBolt, LogBolt: LogWAL}[n.cfg.LogStore]
-			err = fmt.Errorf("%w; start the node with --log-store=%s", err, other)
-		}
-		if err != nil {
-			return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
-		}
-		n.host.put(st)
-		n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
 	}
+	return nil
+}
+
+// openReplicaHere opens this node's replica of a shard, if there is one to open.
+func (n *Node) openReplicaHere(m sharding.Map, sh sharding.Shard) error {
+	n.recovery.placing.Lock()
+	defer n.recovery.placing.Unlock()
+	r, here := n.replicaHere(sh)
+	if !here || n.host.get(sh.ID) != nil || n.repairs.has(sh.ID, r.ID) || n.dir.isFenced(sh.ID, r.ID) {
+		return nil
+	}
+	st, err := n.openReplica(m, sh, r)
+	if err != nil && n.takeDamage(sh.ID, r.ID, err) {
+		return nil
+	}
+	if errors.Is(err, store.ErrOtherLog) {
+		other := map[string]string{LogWAL: LogBolt, LogBolt: LogWAL}[n.cfg.LogStore]
+		err = fmt.Errorf("%w; start the node with --log-store=%s", err, other)
+	}
+	if err != nil {
+		return fmt.Errorf("open replica %s of shard %d: %w", r.ID, sh.ID, err)
+	}
+	n.host.put(st)
+	n.log.Info("replica opened", "shard", sh.ID, "replica", r.ID, "applied", st.Status().Applied)
 	return nil
 }
 
@@ -143,7 +159,7 @@ func (n *Node) openReplica(m sharding.Map, sh sharding.Shard, r sharding.Replica
 		return nil, err
 	}
 	cfg := n.storeConfig(sh, r, dir)
-	if n.dir.ident().Founding && r.ID == foundingReplica(n.cfg.ID) {
+	if id := n.dir.ident(); id.Founding && r.ID == foundingReplica(n.cfg.ID) || r.ID == sh.Founding || slices.Contains(id.Anew, replicaKey(sh.ID, r.ID)) {
 		cfg.Bootstrap = &command.Init{ClusterID: m.ClusterID, Shard: sh.ID, Slots: initSlots(sh.Slots), Limits: command.DefaultLimits()}
 	}
 	return store.Open(cfg)
@@ -162,10 +178,13 @@ func (n *Node) storeConfig(sh sharding.Shard, r sharding.Replica, dir string) st
 		OnLeader: func(ctx context.Context, _ uint64) { n.lead(ctx, sh.ID) },
 		Log:      n.log,
 		Turn:     n.turn,
+		PinTurn:  n.pinTurn,
+		Room:     n.space.room,
 		// Until then there may be members that know no other form.
-		WholeCopies: func() bool { return n.Router().Map().Level < sharding.LevelMoves },
-		DiskFull:    n.space.full,
-		Fatal:       n.fatal,
+		WholeCopies:   func() bool { return n.Router().Map().Level < sharding.LevelMoves },
+		SessionsAbove: func() uint64 { return sharding.Era(n.Router().Map().Epoch) << 32 },
+		DiskFull:      n.space.full,
+		Fatal:         n.fatal,
 	}
 	if sh.ID == metaShard {
 		cfg.OnRecord = n.onRecord
@@ -194,6 +213,11 @@ func (n *Node) dropReplicas(ctx context.Context) (dropped bool) {
 		s := st.Status()
 		if !m.Removed(s.Shard, s.Replica) || !n.peers.sayRemoved(s) {
 			continue
+		}
+		// A restart must not find it in an older map, and make it anew.
+		if err := n.dir.saveMap(m); err != nil {
+			n.log.Warn("save the shard map", "err", err)
+			return dropped
 		}
 		// Out of the host first, so that nobody finds a closed store.
 		n.host.remove(st)
@@ -277,9 +301,13 @@ func (n *Node) lead(ctx context.Context, shard sharding.ShardID) {
 	n.tell()
 	var work sync.WaitGroup
 	defer work.Wait()
+	work.Go(func() { n.runSlots(ctx, st) })
+	work.Go(func() { n.runSweep(ctx, st) })
+	work.Go(func() { n.runChecks(ctx, st) })
 	if shard == metaShard {
 		work.Go(func() { n.jobs.RunLeader(ctx) })
 		work.Go(func() { n.runMoves(ctx) })
+		work.Go(func() { n.runUsers(ctx) })
 	}
 	// All leaderships of a node look at the same moments: a wake-up each would be a good part of what an idle node does.
 	next := func() time.Duration { return memberEvery - time.Since(n.started)%memberEvery }

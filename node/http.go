@@ -14,15 +14,19 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/abacusdb/abacus/compute"
 	"github.com/abacusdb/abacus/compute/job"
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/node/front"
+	"github.com/abacusdb/abacus/node/page"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/transport"
+	"github.com/abacusdb/abacus/transport/cert"
 )
 
 // httpServer serves health, metrics, status, keys and jobs. It answers only to
@@ -35,24 +39,26 @@ type httpServer struct {
 	hosts []string
 	// digesting has a token for each replica that is being read as a whole.
 	digesting chan struct{}
+	streams   jobStreams
+
+	authFailed, denied atomic.Uint64
 }
 
 func newHTTPServer(n *Node) *httpServer {
-	h := &httpServer{n: n, hosts: n.cfg.httpHosts(n.addrs), digesting: make(chan struct{}, 1)}
+	h := &httpServer{n: n, hosts: n.cfg.httpHosts(n.addrs), digesting: make(chan struct{}, 1), streams: newJobStreams()}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", h.livez)
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	mux.HandleFunc("GET /v1/status", h.status)
+	mux.HandleFunc("GET /v1/load", h.load)
 	mux.HandleFunc("GET /v1/shards/{id}/replica", h.replica)
 	mux.HandleFunc("POST /v1/shards/{id}/leader", h.moveLeader)
+	mux.HandleFunc("POST /v1/shards/{id}/check", h.check)
+	mux.HandleFunc("GET /v1/shards/{id}/check", h.check)
 	mux.HandleFunc("POST /v1/admin/{words...}", h.admin)
 	mux.HandleFunc("POST /v1/sessions", h.openSession)
-	mux.HandleFunc("GET /v1/jobs", h.listJobs)
-	mux.HandleFunc("POST /v1/jobs", h.submitJob)
-	mux.HandleFunc("GET /v1/jobs/{id}", h.jobStatus)
-	mux.HandleFunc("GET /v1/jobs/{id}/result", h.jobResult)
-	mux.HandleFunc("DELETE /v1/jobs/{id}", h.cancelJob)
+	h.handleJobs(mux)
 	mux.HandleFunc("GET /{$}", h.index)
 	if n.cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -60,13 +66,14 @@ func newHTTPServer(n *Node) *httpServer {
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	h.srv = &http.Server{
-		Handler:           h.guard(strict(h.keys(mux))),
+		Handler:           h.guard(h.authorize(strict(h.keys(mux)))),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       time.Minute,
 		WriteTimeout:      2 * time.Minute,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 	}
+	h.srv.RegisterOnShutdown(h.streams.stop)
 	return h
 }
 
@@ -132,6 +139,10 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 			io.WriteString(c.Conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nthis is an HTTP port, not a peer port\n")
 			return 0, io.EOF
 		}
+		if cert.IsHello(p[:n]) { // whose end HTTP would await, too
+			io.WriteString(c.Conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nthis port does not speak TLS\n")
+			return 0, io.EOF
+		}
 	}
 	return n, err
 }
@@ -166,16 +177,30 @@ var endpoints = map[string]string{
 	"GET /readyz":  "this node serves its shards",
 	"GET /metrics": "for Prometheus",
 
+	"GET /":                             "for browsers, a page that shows all of this",
 	"GET /v1/status":                    "nodes, shards, replicas, problems",
-	"POST /v1/admin/{word}/{word}/...":  "what abacus node, shard and rebalance do: node/drain/n3, shard/move/0/n1/n4, rebalance/plan",
+	"GET /v1/load?since=0":              "throughput and latency of the last minutes, from look number since on",
+	"POST /v1/admin/{word}/{word}/...":  "what abacus node, shard, rebalance and recover do: node/drain/n3, shard/move/0/n1/n4, rebalance/plan",
+	"GET, POST /v1/shards/{id}/check":   "the last comparison of a shard's replicas; POST begins one",
 	"GET, PUT, DELETE /v1/kv/{key}":     "a value, raw; PUT ?ttl=10s, If-None-Match: *; GET ?consistency=stale",
 	"POST /v1/sessions":                 "a session, to number writes in (Abacus-Session, Abacus-Seq)",
-	"GET, POST /v1/jobs":                "all jobs; submit one",
+	"GET, POST /v1/jobs":                "all jobs; submit one, or POST ?explain=1: say what it would do",
 	"GET, DELETE /v1/jobs/{id}":         "a job's record; cancel it",
 	"GET /v1/jobs/{id}/result?wait=10s": "its record when it has ended",
+	"GET /v1/jobs/{id}/tasks":           "its shards and tasks alone",
+	"GET /v1/jobs/{id}/events":          "its life as it goes on, as server-sent events",
+	"POST /v1/jobs/{id}/cancel":         "cancel it",
+	"POST /v1/jobs/{id}/retry?id=NEW":   "submit the spec of a job that has ended once more",
+	"DELETE /v1/jobs/{id}/record":       "forget a job that has ended",
 }
 
-func (h *httpServer) index(w http.ResponseWriter, _ *http.Request) {
+// index is the page for who takes HTML, as browsers do, and a list of what there is for others.
+func (h *httpServer) index(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Vary", "Accept")
+	if strings.Contains(r.Header.Get("Accept"), "text/html") {
+		page.ServeHTTP(w, r)
+		return
+	}
 	writeJSON(w, http.StatusOK, map[string]any{"name": "abacus", "version": h.n.cfg.Version, "node": h.n.cfg.ID, "endpoints": endpoints})
 }
 
@@ -203,8 +228,10 @@ func checkExtras(r *http.Request) error {
 		allowed = []string{"ttl"}
 	case isKey && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		allowed = []string{"consistency", "max-ms"}
-	case strings.HasPrefix(r.URL.Path, "/v1/jobs/") && strings.HasSuffix(r.URL.Path, "/result"):
-		allowed = []string{"wait"}
+	case r.URL.Path == "/v1/load":
+		allowed = []string{"since"}
+	case strings.HasPrefix(r.URL.Path, "/v1/jobs"):
+		allowed = jobParameters(r)
 	case strings.HasPrefix(r.URL.Path, "/v1/shards/") && strings.HasSuffix(r.URL.Path, "/replica"):
 		allowed = []string{"from", "to"}
 	case strings.HasPrefix(r.URL.Path, "/v1/shards/") && strings.HasSuffix(r.URL.Path, "/leader"):
@@ -283,16 +310,36 @@ func (h *httpServer) readyz(w http.ResponseWriter, r *http.Request) {
 		httpError(w, http.StatusServiceUnavailable, err)
 		return
 	}
+	if h.n.Users().IsLocked() {
+		httpError(w, http.StatusServiceUnavailable, errLocked)
+		return
+	}
 	io.WriteString(w, "ok\n")
 	// Said, and ready all the same: reads and deletes are served, and a balancer that
 	// took the node out would take those, too.
 	if p := h.n.space.now.Load().problem(); p != "" {
 		io.WriteString(w, p+"\n")
 	}
+	for _, p := range h.n.differsHere() {
+		io.WriteString(w, p+"\n")
+	}
 }
 
 func (h *httpServer) status(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, h.n.clusterStatus())
+}
+
+// load is the cluster's of the last minutes; ?since=N leaves out what the asker has.
+func (h *httpServer) load(w http.ResponseWriter, r *http.Request) {
+	since := 0
+	if s := r.URL.Query().Get("since"); s != "" {
+		var err error
+		if since, err = strconv.Atoi(s); err != nil || since < 0 {
+			httpError(w, http.StatusBadRequest, fmt.Errorf("since %q: want the number of a look, at least 0", s))
+			return
+		}
+	}
+	writeJSON(w, http.StatusOK, h.n.loads.history(since))
 }
 
 // key is the slot, shard and name in the path; the name is percent-encoded, so
@@ -357,7 +404,7 @@ func (h *httpServer) do(w http.ResponseWriter, r *http.Request, cmds ...command.
 			continue
 		}
 		switch res.Code {
-		case command.CodeWrongShard, command.CodeUninitialized: // nothing was done, and may be later
+		case command.CodeWrongShard, command.CodeSlotsMoving, command.CodeUninitialized: // nothing was done, and may be later
 			h.fail(w, transport.Errorf(transport.CodeUnavailable, "%v", res.Code))
 		case command.CodeSessionFull:
 			h.fail(w, transport.Errorf(transport.CodeBusy, "%v", res.Code))
@@ -469,72 +516,18 @@ func (h *httpServer) delete(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// jobTimeout bounds the calls about jobs, which do not wait for one to end.
-func (h *httpServer) jobTimeout(r *http.Request) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(r.Context(), h.n.cfg.CommandTimeout)
-}
-
-func (h *httpServer) submitJob(w http.ResponseWriter, r *http.Request) {
-	spec, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
-	if err != nil {
-		httpError(w, http.StatusRequestEntityTooLarge, errors.New("job spec over 64 KiB"))
-		return
-	}
-	ctx, cancel := h.jobTimeout(r)
-	defer cancel()
-	b := backend{h.n}
-	id, err := b.SubmitJob(ctx, spec)
-	if err != nil {
-		h.fail(w, err)
-		return
-	}
-	w.Header().Set("Location", "/v1/jobs/"+id)
-	writeJSON(w, http.StatusAccepted, map[string]string{"id": id})
-}
-
-func (h *httpServer) jobStatus(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := h.jobTimeout(r)
-	defer cancel()
-	h.raw(w)(backend{h.n}.JobStatus(ctx, r.PathValue("id")))
-}
-
-// jobResult waits for the job's end, at most ?wait= (default 30s, at most 1m).
-func (h *httpServer) jobResult(w http.ResponseWriter, r *http.Request) {
-	wait := 30 * time.Second
-	if s := r.URL.Query().Get("wait"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil || d < 0 {
-			httpError(w, http.StatusBadRequest, fmt.Errorf("wait %q: want a duration such as 10s", s))
-			return
-		}
-		wait = min(d, time.Minute)
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), wait+h.n.cfg.CommandTimeout)
-	defer cancel()
-	h.raw(w)(backend{h.n}.JobResult(ctx, r.PathValue("id"), wait))
-}
-
-func (h *httpServer) cancelJob(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := h.jobTimeout(r)
-	defer cancel()
-	if err := (backend{h.n}).CancelJob(ctx, r.PathValue("id")); err != nil {
-		h.fail(w, err)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
-}
-
-func (h *httpServer) listJobs(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := h.jobTimeout(r)
-	defer cancel()
-	h.raw(w)(backend{h.n}.ListJobs(ctx))
-}
-
 // admin is POST /v1/admin/node/drain/n3: what an administrator says, a word to a segment.
 func (h *httpServer) admin(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), announceTimeout)
 	defer cancel()
-	h.raw(w)(h.n.Admin(ctx, strings.Split(r.PathValue("words"), "/")))
+	words, err := pathWords(r)
+	if err != nil {
+		httpError(w, http.StatusBadRequest, err)
+		return
+	}
+	answer, err := h.n.Admin(ctx, words)
+	h.audit(r, "admin", words, err)
+	h.raw(w)(answer, err)
 }
 
 // raw writes JSON that is made already.
@@ -554,6 +547,11 @@ func (h *httpServer) fail(w http.ResponseWriter, err error) {
 	var spec *job.SpecError
 	if errors.As(err, &spec) {
 		httpError(w, http.StatusBadRequest, err)
+		return
+	}
+	if full := (*compute.QueueFullError)(nil); errors.As(err, &full) {
+		w.Header().Set("Retry-After", strconv.Itoa(int(full.RetryAfter.Seconds())))
+		httpError(w, http.StatusTooManyRequests, err)
 		return
 	}
 	switch transport.CodeOf(err) {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/sharding/access"
 )
 
 // The data directory:
@@ -22,6 +23,7 @@ import (
 //	LOCK            held while a process uses the directory
 //	ident.json      who this node is (ident)
 //	map             the newest shard map seen, a cache
+//	users           the newest list of users seen, a cache; no file if there never was one
 //	wal/            the log of all replicas (with LogBolt, each has its own in raft.db)
 //	shard-N/ID/     one replica: raft.db (term and vote), snapshots, state
 //
@@ -46,6 +48,15 @@ type ident struct {
 	// Lost are replicas that lost their log or their votes and were taken out of the
 	// map: a cached map that is older must not bring them back.
 	Lost []string `json:"lost,omitempty"`
+
+	// Era is the newest that this node knows to have begun: it deals with nobody of an earlier one. On the disk
+	// before anything of that era serves.
+	Era uint64 `json:"era,omitempty"`
+	// Fenced are replicas that were stopped for a recovery: they never run again. They stay
+	// listed above until the map has taken them out, for their logs are needed till then.
+	Fenced []fenced `json:"fenced,omitempty"`
+	// Anew are replicas that may begin without data, as Founding ones: an administrator has given up what their shards had.
+	Anew []string `json:"anew,omitempty"`
 }
 
 const identVersion = 1
@@ -207,6 +218,27 @@ func without(list []string, key string) []string {
 // them were down.
 func (d *dataDir) saveMap(m sharding.Map) error {
 	return d.checked(writeFileSynced(d.file("map"), m.Encode()))
+}
+
+// saveUsers caches the list of users, so that a node that is cut off checks them all the same.
+func (d *dataDir) saveUsers(u *access.Users) error {
+	return d.checked(writeFileSynced(d.file("users"), u.Encode()))
+}
+
+// loadUsers returns the cached list, nil if there is none.
+func (d *dataDir) loadUsers() (*access.Users, error) {
+	raw, err := os.ReadFile(d.file("users"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read cached users: %w", err)
+	}
+	u, err := access.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("cached users %s: %w", d.file("users"), err)
+	}
+	return u, nil
 }
 
 // checked hands a failed write to fatal.

@@ -199,10 +199,14 @@ func (n *Node) announce(ctx context.Context) error {
 }
 
 // handleJoin lets a node in if this node leads shard 0, else passes it on.
-func (n *Node) handleJoin(ctx context.Context, _ string, raw []byte) ([]byte, error) {
+func (n *Node) handleJoin(ctx context.Context, from string, raw []byte) ([]byte, error) {
 	var req joinRequest
 	if err := decodeWire(raw, &req); err != nil {
 		return nil, transport.Errorf(transport.CodeBadRequest, "join: %v", err)
+	}
+	// With TLS, from is whom the certificate is bound to; a request that was forwarded comes from the node that has looked at it.
+	if from != "" && !req.Forwarded && from != string(req.Node.ID) {
+		return nil, transport.Errorf(transport.CodeRefused, "its certificate is bound to node %s, and it wants to join as %s", from, req.Node.ID)
 	}
 	if err := sharding.CheckNodeID(req.Node.ID); err != nil || req.Node.Instance == "" {
 		return nil, transport.Errorf(transport.CodeRefused, "node %q, instance %q: %v", req.Node.ID, req.Node.Instance, err)
@@ -306,6 +310,10 @@ func recordSet(name string, value []byte, rev int64) command.Command {
 	return command.Command{Op: command.OpRecordSet, Keys: [][]byte{[]byte(name)}, Values: [][]byte{value}, Int: rev}
 }
 
+func recordDelete(name string, rev int64) command.Command {
+	return command.Command{Op: command.OpRecordDelete, Keys: [][]byte{[]byte(name)}, Int: rev}
+}
+
 func recordError(name string, r command.Result) error {
 	if r.Kind != command.KindError {
 		return nil
@@ -365,6 +373,10 @@ func (n *Node) found(ctx context.Context) error {
 func (n *Node) onRecord(name string, value []byte, _ int64) {
 	if id, ok := strings.CutPrefix(name, jobRecords); ok {
 		n.jobs.Changed(id)
+		return
+	}
+	if name == usersRecord && value != nil {
+		n.takeUsers(value, "shard 0")
 		return
 	}
 	if name != mapRecord || value == nil {

@@ -6,6 +6,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/abacusdb/abacus/fsm"
+	"github.com/abacusdb/abacus/node/front"
 )
 
 // initMetrics makes the node's own registry: two nodes in one test process
@@ -18,7 +21,13 @@ func (n *Node) initMetrics() {
 		Help: "Bytes of state that the scrub read and found right."})
 	n.scrubs = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_scrubs_total",
 		Help: "Replicas whose whole state the scrub found right."})
-	n.registry.MustRegister(n.retries, n.scrubbed, n.scrubs, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n})
+	n.follows = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_slot_waits_total",
+		Help: "Times that requests waited for slots that move, and asked again."})
+	n.slotMoves = prometheus.NewCounter(prometheus.CounterOpts{Name: "abacus_slot_moves_total",
+		Help: "Moves of slots that this node, as the leader of the giving shard, has brought to their end."})
+	n.slotFreeze = prometheus.NewGauge(prometheus.GaugeOpts{Name: "abacus_slot_freeze_seconds",
+		Help: "How long nobody served the slots in the last of them."})
+	n.registry.MustRegister(n.follows, n.slotMoves, n.slotFreeze, n.retries, n.scrubbed, n.scrubs, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), stateCollector{n}, tlsCollector{n}, checkCollector{n}, admissionCollector{n})
 	n.registry.MustRegister(n.repairs.metrics()...)
 }
 
@@ -45,6 +54,11 @@ var (
 	descChecking  = prometheus.NewDesc("abacus_shard_checkpoint_keys", "Rows that the checkpoint under way of the replica here writes, 0 if there is none.", []string{"shard"}, nil)
 	descChecks    = prometheus.NewDesc("abacus_shard_checkpoints_total", "Checkpoints of the replica here.", []string{"shard"}, nil)
 	descCheckKeys = prometheus.NewDesc("abacus_shard_checkpoint_keys_total", "Rows that checkpoints of the replica here wrote: keys, and few of another kind.", []string{"shard"}, nil)
+	descPins      = prometheus.NewDesc("abacus_shard_pins", "Pins of the replica here: states at one index that are kept for jobs.", []string{"shard"}, nil)
+	descPinAge    = prometheus.NewDesc("abacus_shard_pin_oldest_seconds", "Age of the oldest of them, 0 if there is none.", []string{"shard"}, nil)
+	descPinHeld   = prometheus.NewDesc("abacus_shard_pin_held_bytes", "What is kept for them, in the state's file and in memory.", []string{"shard"}, nil)
+	descPinCopies = prometheus.NewDesc("abacus_shard_pin_copies_total", "Pins of the replica here that were given a copy of the state's file, because too much of it was kept for them.", []string{"shard"}, nil)
+	descPinEnds   = prometheus.NewDesc("abacus_shard_pins_ended_total", "Pins of the replica here that ended, or were refused, by reason: unpinned and idle are as it should be; age, number, bytes, disk and fault are not.", []string{"shard", "reason"}, nil)
 	descCommits   = prometheus.NewDesc("abacus_log_commits_total", "Writes of the node's log, each with one sync.", nil, nil)
 	descRequests  = prometheus.NewDesc("abacus_log_requests_total", "Appends and deletions of all replicas that shared them.", nil, nil)
 	descLogBytes  = prometheus.NewDesc("abacus_log_written_bytes_total", "Bytes written to the node's log.", nil, nil)
@@ -53,6 +67,7 @@ var (
 	descLogDisk   = prometheus.NewDesc("abacus_log_disk_bytes", "Bytes of these segments.", nil, nil)
 	descLogLive   = prometheus.NewDesc("abacus_log_live_bytes", "Bytes in them that some replica's log still has.", nil, nil)
 	descDiskFree  = prometheus.NewDesc("abacus_disk_free_bytes", "Free space of the data directory's file system.", nil, nil)
+	descDiskSize  = prometheus.NewDesc("abacus_disk_size_bytes", "Size of the data directory's file system.", nil, nil)
 	descDiskLeast = prometheus.NewDesc("abacus_disk_least_free_bytes", "Below this, writes that add data are refused.", nil, nil)
 	descDiskFull  = prometheus.NewDesc("abacus_disk_full", "Whether writes that add data are refused for want of disk space here.", nil, nil)
 	descClients   = prometheus.NewDesc("abacus_resp_clients", "Open RESP connections.", []string{"port"}, nil)
@@ -72,13 +87,21 @@ var (
 	descShort     = prometheus.NewDesc("abacus_write_rounds_short_total", "Of these rounds, those that had waited in vain for as many writes as the last.", nil, nil)
 	descBeats     = prometheus.NewDesc("abacus_heartbeats_total", "Heartbeats that the leaders here sent.", nil, nil)
 	descBeatMsgs  = prometheus.NewDesc("abacus_heartbeat_messages_total", "Messages that these heartbeats shared.", nil, nil)
+	descLatency   = prometheus.NewDesc("abacus_resp_latency_seconds", "Times of RESP commands on keys, from when they are there to when they are answered; kind is read or write.", []string{"port", "kind"}, nil)
+	descAuth      = prometheus.NewDesc("abacus_auth_failures_total", "Attempts to authenticate that were nobody's.", []string{"port"}, nil)
+	descDenied    = prometheus.NewDesc("abacus_denied_total", "Commands and requests that a user had no right to.", []string{"port"}, nil)
+	descUsers     = prometheus.NewDesc("abacus_users_epoch", "Epoch of the newest list of users known here; 0: there never was one.", nil, nil)
+	descAudit     = prometheus.NewDesc("abacus_audit_lost_total", "Lines that did not get into the file of the audit log.", nil, nil)
+	descPeerIn    = prometheus.NewDesc("abacus_peer_received_bytes_total", "Bytes that came from other nodes, before TLS.", nil, nil)
+	descPeerOut   = prometheus.NewDesc("abacus_peer_sent_bytes_total", "Bytes that went to other nodes, before TLS.", nil, nil)
+	descCopies    = prometheus.NewDesc("abacus_copy_sent_bytes_total", "Bytes of copies of shards and of slots that this node has sent: what --copy-rate bounds.", nil, nil)
 	descErrors    = prometheus.NewDesc("abacus_resp_errors_total", "RESP error replies, by prefix.", []string{"port", "prefix"}, nil)
 )
 
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descEpoch, descUptime, descAlive, descLeads, descTerm, descLast, descCommit, descApplied, descRecords, descRepeats,
-		descOverlay, descChecking, descChecks, descCheckKeys, descCommits, descRequests, descLogBytes, descCopied, descSegments, descLogDisk, descLogLive, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
-		descReads, descBusyReads, descRounds, descAsked, descUnheard, descPaced, descEntries, descBeside, descShort, descBeats, descBeatMsgs, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descErrors} {
+		descPins, descPinAge, descPinHeld, descPinCopies, descPinEnds, descOverlay, descChecking, descChecks, descCheckKeys, descCommits, descRequests, descLogBytes, descCopied, descSegments, descLogDisk, descLogLive, descHeld, descHolds, descNoRoom, descDiskFree, descDiskLeast, descDiskFull,
+		descReads, descBusyReads, descRounds, descAsked, descUnheard, descPaced, descEntries, descBeside, descShort, descBeats, descBeatMsgs, descClients, descBuffered, descAccepted, descRefused, descCommands, descPipelines, descLatency, descAuth, descDenied, descUsers, descAudit, descErrors, descDiskSize, descPeerIn, descPeerOut, descCopies} {
 		ch <- d
 	}
 }
@@ -126,6 +149,12 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descEntries, rounds.Entries)
 	count(descBeside, rounds.Beside)
 	count(descShort, rounds.Short)
+	count(descCopies, uint64(c.n.net.CopiedBytes()))
+	if c.n.peerStats != nil {
+		st := c.n.peerStats()
+		count(descPeerIn, st.BytesIn)
+		count(descPeerOut, st.BytesOut)
+	}
 	beats := c.n.net.HeartbeatStats()
 	count(descBeats, beats.Heartbeats)
 	count(descBeatMsgs, beats.Messages)
@@ -139,6 +168,14 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 		count(descHolds, s.Holds, shard)
 		count(descNoRoom, s.RefusedFull, shard)
 		count(descRepeats, st.Repeats(), shard)
+		pins := st.Pins()
+		gauge(descPins, float64(pins.Live), shard)
+		gauge(descPinAge, pins.Oldest.Seconds(), shard)
+		gauge(descPinHeld, float64(pins.HeldBytes), shard)
+		count(descPinCopies, pins.Copied, shard)
+		for _, reason := range fsm.PinReasons {
+			count(descPinEnds, pins.Ended[reason], shard, string(reason))
+		}
 	}
 	if c.n.wal != nil {
 		w := c.n.wal.Stats()
@@ -152,8 +189,15 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	disk := c.n.space.now.Load()
 	gauge(descDiskFree, float64(disk.free))
+	gauge(descDiskSize, float64(disk.size))
 	gauge(descDiskLeast, float64(disk.least))
 	gauge(descDiskFull, flag(disk.full))
+	gauge(descUsers, float64(c.n.usersEpoch()))
+	count(descAudit, c.n.audit.lost.Load())
+	if h := c.n.http; h != nil {
+		count(descAuth, h.authFailed.Load(), "http")
+		count(descDenied, h.denied.Load(), "http")
+	}
 	for i, f := range c.n.fronts {
 		port, st := []string{"client", "cluster"}[i], f.Stats()
 		gauge(descClients, float64(st.Clients), port)
@@ -162,8 +206,23 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 		count(descRefused, st.Refused, port)
 		count(descCommands, st.Commands, port)
 		count(descPipelines, st.Pipelines, port)
+		ch <- latencies(st.Reads, port, "read")
+		ch <- latencies(st.Writes, port, "write")
+		count(descAuth, st.AuthFailed, port)
+		count(descDenied, st.Denied, port)
 		for kind, v := range st.Errors {
 			count(descErrors, v, port, kind)
 		}
 	}
+}
+
+// latencies is a histogram by powers of two: every second class is enough for a series that is kept for years.
+func latencies(l front.Latency, labels ...string) prometheus.Metric {
+	buckets, below := map[float64]uint64{}, uint64(0)
+	for i, bound := range front.LatencyBounds {
+		if below += l.Counts[i]; i%2 == 0 {
+			buckets[bound.Seconds()] = below
+		}
+	}
+	return prometheus.MustNewConstHistogram(descLatency, l.Count(), l.Sum.Seconds(), buckets, labels...)
 }

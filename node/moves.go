@@ -23,32 +23,48 @@ import (
 // planEvery is how often the leader of shard 0 looks for what is to be moved.
 const planEvery = time.Second
 
-// runMoves begins moves while this node leads shard 0, for as long as the map wants any.
+// runMoves begins moves while this node leads shard 0, for as long as the map wants any, and takes silent nodes for dead where it says so.
 func (n *Node) runMoves(ctx context.Context) {
 	tick := time.NewTicker(planEvery)
 	defer tick.Stop()
+	w := newWatch(n)
+	recorded := sharding.Era(n.Router().Map().Epoch) == 0 // that is, our map in shard 0: a recovery leaves it to us
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		if !recorded {
+			_, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) { return m, false, nil })
+			recorded = err == nil
+		}
 		// On our own map first, which is not asked for over the network.
-		if _, changed := n.nextMoves(n.Router().Map()); !changed {
+		was := n.Router().Map()
+		if _, changed := n.nextMoves(was, w); !changed {
 			continue
 		}
-		_, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) {
-			next, changed := n.nextMoves(m)
+		now, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) {
+			next, changed := n.nextMoves(m, w)
 			return next, changed, nil
 		})
+		if err == nil {
+			w.log(n.log, was, now)
+		}
 		if err != nil && ctx.Err() == nil {
 			n.log.Warn("begin moves", "err", err)
 		}
 	}
 }
 
-func (n *Node) nextMoves(m sharding.Map) (next sharding.Map, changed bool) {
-	return sharding.NextMoves(m, n.mayTake, n.settled)
+func (n *Node) nextMoves(m sharding.Map, w *watch) (next sharding.Map, changed bool) {
+	w.look(m)
+	if next, changed := sharding.NextDead(m, w.seen); changed {
+		return next, true
+	}
+	return sharding.NextMoves(m, n.mayTake, func(sh sharding.Shard) bool {
+		return n.settled(m, sh) && sharding.CanSpare(m, sh, func(id sharding.NodeID) bool { return w.seen(id).Alive })
+	})
 }
 
 // mayTake says whether a node may get replicas as far as we know it: it answers, and its disk has room.
@@ -60,14 +76,17 @@ func (n *Node) mayTake(id sharding.NodeID) bool {
 	return alive && !said.Stopping && !said.DiskLow
 }
 
-// settled says whether a shard's group is what the map wants: all its replicas vote, and nobody else is in it.
-func (n *Node) settled(sh sharding.Shard) bool {
-	_, members := n.membersOf(sh.ID)
-	if len(members) != len(sh.Replicas) {
+// settled says whether a shard's group is what the map wants: all its replicas vote, and nobody else is in it. One on a node that is taken for dead may have
+// died before it had its vote, and will not get it.
+func (n *Node) settled(m sharding.Map, sh sharding.Shard) bool {
+	leader, members := n.membersOf(sh.ID)
+	if leader == "" || slices.ContainsFunc(members, func(o store.Member) bool {
+		return !slices.ContainsFunc(sh.Replicas, func(r sharding.Replica) bool { return r.ID == o.Replica })
+	}) {
 		return false
 	}
 	for _, r := range sh.Replicas {
-		if !slices.ContainsFunc(members, func(m store.Member) bool { return m.Replica == r.ID && m.Voter }) {
+		if nd, _ := m.Node(r.Node); !nd.Dead && !slices.ContainsFunc(members, func(m store.Member) bool { return m.Replica == r.ID && m.Voter }) {
 			return false
 		}
 	}
@@ -92,7 +111,7 @@ func (n *Node) stepMove(ctx context.Context, st *store.Store) (changed bool, err
 			if now, _ := m.Shard(sh.ID); now.Move != nil && now.Move.Paused {
 				return m, false, nil // since we looked
 			}
-			return same(m)(sharding.FinishMove(m, sh.ID, mv))
+			return unlessOver(m)(sharding.FinishMove(m, sh.ID, mv))
 		})
 		if err == nil {
 			n.log.Info("replica moved", "shard", sh.ID, "from", mv.From, "to", mv.To)
@@ -111,11 +130,11 @@ func observed(leader sharding.ReplicaID, members []store.Member) sharding.Observ
 	return o
 }
 
-// same turns a change of a move into a decision: a move that is over is no error, for it may have been ours to end.
-func same(m sharding.Map) func(sharding.Map, error) (sharding.Map, bool, error) {
+// unlessOver turns the end of a move, of a replica or of slots, into a decision: one that is over is no error, for it may have been ours to end.
+func unlessOver(m sharding.Map) func(sharding.Map, error) (sharding.Map, bool, error) {
 	return func(next sharding.Map, err error) (sharding.Map, bool, error) {
 		switch {
-		case errors.Is(err, sharding.ErrNoMove):
+		case errors.Is(err, sharding.ErrNoMove), errors.Is(err, sharding.ErrNoSlotMove):
 			return m, false, nil
 		case err != nil:
 			return m, false, err

@@ -150,6 +150,7 @@ func untilBalanced3(t *testing.T, nodes []*Node) {
 
 // What would take what is needed is refused in words; what is too early says so.
 func TestAdminRefuses(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	for words, want := range map[string]struct {
 		code transport.Code
@@ -187,6 +188,7 @@ func TestAdminRefuses(t *testing.T) {
 
 // A move stands still while it is paused, and is taken back without a trace.
 func TestPauseAndCancelMove(t *testing.T) {
+	t.Parallel()
 	nodes, _ := several(t, 4)
 	put(t, nodes[0], "key", "value")
 	// Begun and paused in one step, or it might be over before.

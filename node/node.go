@@ -9,12 +9,16 @@
 //	runFind        where nodes are that the map has elsewhere (peers)
 //	runReconcile   the replicas open here (host) and the cached map
 //	runRepair      replicas here whose files are damaged
+//	handleRecover  replicas here that are stopped for a recovery (recovery): one call at a time
 //	runAnnounce    nothing: it tells the cluster where this node is, until that is in the map
 //	runFound       until a bootstrap is complete
 //	runSpace       what the disk has left (space)
 //	runScrub       nothing: it reads
+//	runLoad        what is done for clients here, and in the cluster (loads)
+//	runBackups     nothing: it lets go of views of backups
 //	store.Watch    nothing: it ends the process when a disk hangs
-//	lead           per shard, while this node leads it: members, moves, leader balance, jobs
+//	lead           per shard, while this node leads it: members, moves, leader balance, jobs, users, comparisons of its replicas (checks)
+//	auditLog.run   the file of the audit log
 //
 // The newest shard map is one immutable value (router), swapped whole.
 package node
@@ -36,6 +40,7 @@ import (
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/node/front"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/sharding/access"
 	"github.com/abacusdb/abacus/store"
 	"github.com/abacusdb/abacus/store/wal"
 	"github.com/abacusdb/abacus/transport"
@@ -53,24 +58,39 @@ type Node struct {
 	wal       *wal.WAL // nil with LogBolt
 	router    atomic.Pointer[sharding.Router]
 	transport transport.Transport
+	peerStats func() transport.Stats // nil with Config.Transport
 	net       *store.Net
 	host      *host
 	stays     stays
 	repairs   repairs
+	recovery  recovery
 	peers     *peers
 	jobs      *compute.Jobs
 	worker    *compute.Worker
+	admission *compute.Admission // of worker and master
 	master    *compute.Master
 	fronts    []*front.Server // client port, cluster port
 	http      *httpServer
+	tls       tlsPorts
 	registry  *prometheus.Registry
+	users     atomic.Pointer[access.Users] // see Users; nil: no list was ever heard of
+	saved     *access.Users                // what is in its file; of runReconcile
+	audit     *auditLog
 	retries   prometheus.Counter
-	adopted   adoptions
-	opening   atomic.Uint32 // turns of openingShard
-	ready     *readiness
-	space     *space
+	handovers handovers
+	// What follow, finishSlots and the last handover did.
+	follows, slotMoves prometheus.Counter
+	slotFreeze         prometheus.Gauge
+	adopted            adoptions
+	backups            *backups
+	checks             *checks
+	opening            atomic.Uint32 // turns of openingShard
+	ready              *readiness
+	space              *space
+	loads              loads
 	// turn is shared by the state machines, so that one at a time writes a checkpoint.
 	turn             *fsm.Turn
+	pinTurn          *fsm.Turn // the same for copies of it that are made for pins
 	scrubbed, scrubs prometheus.Counter
 
 	mapChanged chan struct{} // capacity 1: a newer map awaits runReconcile
@@ -107,8 +127,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { panic(err) }
 	}
-	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(cfg.OnReplicas), peers: newPeers(),
-		ready: newReadiness(), mapChanged: make(chan struct{}, 1), news: make(chan struct{}, 1), failed: make(chan error, 1), turn: fsm.NewTurn()}
+	n := &Node{cfg: cfg, log: cfg.Log.With("node", cfg.ID), boot: randomID(), started: time.Now(), host: newHost(cfg.OnReplicas), peers: newPeers(), backups: newBackups(), checks: newChecks(),
+		ready: newReadiness(), mapChanged: make(chan struct{}, 1), news: make(chan struct{}, 1), failed: make(chan error, 1), turn: fsm.NewTurn(), pinTurn: fsm.NewTurn()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.router.Store(sharding.NewRouter(sharding.Map{}))
 	n.initMetrics()
@@ -131,7 +151,18 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.dir.fatal = n.fatal
+	if n.audit, err = openAudit(cfg.AuditLog, cfg.ID, n.log); err != nil {
+		closeAll(listeners)
+		n.dir.close()
+		return nil, err
+	}
 	if n.space, err = newSpace(cfg.DataDir, uint64(cfg.MinFreeDisk)); err != nil {
+		closeAll(listeners)
+		n.audit.close()
+		n.dir.close()
+		return nil, err
+	}
+	if n.tls, err = openTLS(cfg, n.log); err != nil {
 		closeAll(listeners)
 		n.dir.close()
 		return nil, err
@@ -143,14 +174,16 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		if cfg.Accept != nil {
 			peerListener = &wrappingListener{peerListener, cfg.Accept}
 		}
-		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: peerListener, ClusterID: func() string { return n.dir.ident().ClusterID },
-			Resolve: n.resolve, Dial: cfg.Dial, Log: n.log})
+		tcp, err := transport.Listen(transport.Config{Self: cfg.ID, Listener: peerListener, ClusterID: n.clusterInEra,
+			Resolve: n.resolve, Dial: cfg.Dial, Log: n.log, TLS: n.tls.peer, AllowPlaintext: cfg.TLS.plaintext(plaintextPeer)})
 		if err != nil {
 			closeAll(listeners)
+			n.audit.close()
 			n.dir.close()
 			return nil, err
 		}
-		n.transport, takeCalls = tcp, tcp.Start
+		n.transport, takeCalls, n.peerStats = tcp, tcp.Start, tcp.Stats
+		n.tls.peerFailed = func() uint64 { return tcp.Stats().Untrusted }
 	}
 	defer func() {
 		if err != nil {
@@ -160,6 +193,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}()
 	n.net = store.NewNet(n.transport, cfg.CopyRate, n.log)
 	n.handle()
+	n.tls.run(n)
 	// Peers may call from here on: a joiner has to answer the leader's probe.
 	takeCalls()
 
@@ -182,6 +216,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		n.run(n.runFind)
 	}
 	n.run(n.runScrub)
+	n.run(n.runBackups)
 	n.reconciling.Add(1)
 	n.run(func(ctx context.Context) error { defer n.reconciling.Done(); return n.runReconcile(ctx) })
 	n.run(n.runRepair)
@@ -196,10 +231,13 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	for i, mode := range []front.Mode{front.ModeForward, front.ModeCluster} {
 		f := front.NewServer(n.frontConfig(mode), backend{n})
 		n.fronts = append(n.fronts, f)
-		n.run(func(context.Context) error { return f.Serve(listeners[1+i]) })
+		l := n.tls.listen(listeners[1+i], respWantsTLS)
+		n.run(func(context.Context) error { return f.Serve(l) })
 	}
+	n.run(n.runLoad)
 	n.http = newHTTPServer(n)
-	n.run(func(context.Context) error { return n.http.serve(listeners[3]) })
+	l := n.tls.listen(listeners[3], httpWantsTLS)
+	n.run(func(context.Context) error { return n.http.serve(l) })
 	n.log.Info("serving", "client", n.addrs.Client, "cluster", n.addrs.Cluster, "peer", n.addrs.Peer, "http", n.addrs.HTTP)
 	return n, nil
 }
@@ -219,6 +257,7 @@ func (n *Node) enter(ctx context.Context) error {
 			return fmt.Errorf("data directory %s: no shard map of cluster %s: it was damaged; restore the file map from a backup or another node", n.dir.path, id.ClusterID)
 		}
 		n.router.Store(sharding.NewRouter(m))
+		n.loadUsers()
 		// A copy of a running node's directory must not take part in Raft at all: it
 		// would vote a second time in terms in which the first has voted.
 		if self, ok := m.Node(n.cfg.ID); ok {
@@ -267,6 +306,7 @@ func (n *Node) Close() error {
 		n.cancel()
 		n.master.Close()
 		n.worker.Close()
+		n.backups.close()
 		n.reconciling.Wait()
 		// Stores before links: a shard that still leads hands over as it closes. Each
 		// breaks its own calls first, for raft waits for goroutines that sit in one.
@@ -284,6 +324,7 @@ func (n *Node) Close() error {
 		if n.wal != nil { // after the stores, and the loops that may still open or repair one
 			n.err = errors.Join(n.err, n.closeWAL(ctx))
 		}
+		n.audit.close()
 		n.err = errors.Join(n.err, n.dir.close())
 		n.log.Info("stopped")
 	})
@@ -350,10 +391,13 @@ func (n *Node) handle() {
 	n.transport.Handle(transport.MethodJoin, n.handleJoin)
 	n.transport.Handle(transport.MethodMap, n.handleMap)
 	n.transport.Handle(transport.MethodStatus, n.handleStatus)
+	n.transport.Handle(transport.MethodUsers, n.handleUsers)
 	n.transport.Handle(transport.MethodExec, n.handleExec)
 	n.transport.Handle(transport.MethodScan, n.handleScan)
 	n.transport.Handle(transport.MethodRecords, n.handleRecords)
 	n.transport.Handle(transport.MethodReadIndex, n.handleReadIndex)
+	n.transport.Handle(transport.MethodRecover, n.handleRecover)
+	n.transport.Handle(transport.MethodChecksum, n.handleChecksum)
 	n.initCompute()
 }
 

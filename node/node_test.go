@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,138 +16,12 @@ import (
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
-	"github.com/abacusdb/abacus/transport"
 )
-
-// Three nodes in one process, over real sockets and real files: joining,
-// forwarding, restarting, refusing.
-
-func testConfig(t *testing.T, id string) Config {
-	t.Helper()
-	cfg := DefaultConfig()
-	cfg.ID, cfg.DataDir, cfg.Shards = id, filepath.Join(t.TempDir(), id), 3
-	cfg.ClientAddr, cfg.ClusterAddr, cfg.PeerAddr, cfg.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	cfg.Log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	return cfg
-}
-
-// testWriter shows logs of failed tests only.
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Helper()
-	defer func() { _ = recover() }() // a goroutine that logs after the test's end
-	w.t.Log(strings.TrimSpace(string(p)))
-	return len(p), nil
-}
-
-func open(t *testing.T, cfg Config) *Node {
-	t.Helper()
-	n, err := Open(t.Context(), cfg)
-	if err != nil {
-		t.Fatalf("open %s: %v", cfg.ID, err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Errorf("close %s: %v", cfg.ID, err)
-		}
-	})
-	return n
-}
-
-// until waits for a condition.
-func until(t *testing.T, what string, ok func() error) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func untilHealthy(t *testing.T, nodes ...*Node) {
-	t.Helper()
-	for _, n := range nodes {
-		until(t, "healthy", func() error {
-			s := n.clusterStatus()
-			if !s.Healthy || len(s.Nodes) != len(nodes) {
-				return fmt.Errorf("%s: %d nodes, %v", n.cfg.ID, len(s.Nodes), s.Problems)
-			}
-			return n.Ready(t.Context())
-		})
-	}
-}
-
-// untilBalanced waits until each of three nodes leads one of the three shards:
-// from then on leaderships stay.
-func untilBalanced(t *testing.T, n *Node) {
-	t.Helper()
-	until(t, "leaders balanced", func() error {
-		for _, nd := range n.clusterStatus().Nodes {
-			if nd.Leads != 1 || nd.Replicas != 3 {
-				return fmt.Errorf("%s leads %d of 3 and has %d replicas", nd.ID, nd.Leads, nd.Replicas)
-			}
-		}
-		return nil
-	})
-}
-
-// three starts a cluster of three nodes.
-func three(t *testing.T) (nodes []*Node, cfgs []Config) {
-	t.Helper()
-	return several(t, 3)
-}
-
-func several(t *testing.T, n int) (nodes []*Node, cfgs []Config) {
-	t.Helper()
-	for i := range n {
-		cfg := testConfig(t, fmt.Sprintf("n%d", i+1))
-		if i == 0 {
-			cfg.Bootstrap = true
-		} else {
-			cfg.Join = []string{nodes[0].Addrs().Peer}
-		}
-		nodes, cfgs = append(nodes, open(t, cfg)), append(cfgs, cfg)
-	}
-	untilHealthy(t, nodes...)
-	return nodes, cfgs
-}
-
-// do runs one command on the key's shard from a node.
-func do(t *testing.T, n *Node, key string, cmd command.Command) command.Result {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	slot, shard := n.Router().Locate([]byte(key))
-	cmd.Keys, cmd.Slot = [][]byte{[]byte(key)}, slot
-	results, err := n.Exec(ctx, shard, []command.Command{cmd})
-	if err != nil {
-		t.Fatalf("%s on %s: %v", key, n.cfg.ID, err)
-	}
-	return results[0]
-}
-
-func put(t *testing.T, n *Node, key, value string) {
-	t.Helper()
-	if r := do(t, n, key, command.Command{Op: command.OpSet, Values: [][]byte{[]byte(value)}}); r.Kind != command.KindOK {
-		t.Fatalf("put %s: %+v", key, r)
-	}
-}
-
-func get(t *testing.T, n *Node, key string) string {
-	t.Helper()
-	return string(do(t, n, key, command.Command{Op: command.OpGet}).Bytes)
-}
 
 // What one node took, every node answers, wherever the leaders are; leaders and
 // replicas spread evenly; after a restart of one, then of all, everything is there.
 func TestClusterServesAndRestarts(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	for i := range 60 {
 		put(t, nodes[i%3], fmt.Sprintf("key%d", i), fmt.Sprintf("value%d", i))
@@ -200,137 +72,10 @@ func TestClusterServesAndRestarts(t *testing.T) {
 	}
 }
 
-// Each of these must be refused with a message that says what to do, and must
-// leave the cluster as it was.
-func TestRefusals(t *testing.T) {
-	cfg := testConfig(t, "n1")
-	cfg.Bootstrap = true
-	n1 := open(t, cfg)
-	untilHealthy(t, n1)
-	epoch := n1.Router().Map().Epoch
-
-	refused := func(what, want string, cfg Config) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		n, err := Open(ctx, cfg)
-		if err == nil {
-			n.Close()
-			t.Fatalf("%s: accepted", what)
-		}
-		if !strings.Contains(err.Error(), want) {
-			t.Fatalf("%s: %q does not say %q", what, err, want)
-		}
-	}
-
-	same := testConfig(t, "n1")
-	same.Join = []string{n1.Addrs().Peer}
-	refused("an id that a running node uses", "running node has the id", same)
-
-	locked := cfg
-	refused("a locked directory", "in use by another abacusd", locked)
-
-	busy := testConfig(t, "n2")
-	busy.Bootstrap, busy.HTTPAddr = true, n1.Addrs().HTTP
-	refused("a port in use", "--http-addr: listen tcp "+n1.Addrs().HTTP, busy)
-	if _, err := os.Stat(busy.DataDir); !os.IsNotExist(err) {
-		t.Fatalf("a port in use left a data directory: %v", err)
-	}
-
-	for what, addr := range map[string]string{"the client port": n1.Addrs().Client, "the HTTP port": n1.Addrs().HTTP} {
-		lost := testConfig(t, "n2")
-		lost.Join = []string{addr}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		if _, err := Open(ctx, lost); err == nil || !strings.Contains(err.Error(), "not a peer port") {
-			t.Errorf("join %s: %v", what, err)
-		}
-		cancel()
-	}
-
-	empty := testConfig(t, "n2")
-	refused("neither bootstrap nor join", "--bootstrap", empty)
-
-	file := testConfig(t, "n2")
-	file.Bootstrap = true
-	if err := os.WriteFile(file.DataDir, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	refused("a data directory that is a file", "choose another --data-dir", file)
-
-	public := testConfig(t, "n2")
-	public.Bootstrap, public.ClientAddr = true, "0.0.0.0:0"
-	refused("an address that is not loopback", "--insecure", public)
-
-	// A copy of a running node's directory would vote twice: it must not open one replica.
-	twin := testConfig(t, "n1")
-	if err := os.CopyFS(twin.DataDir, os.DirFS(cfg.DataDir)); err != nil {
-		t.Fatal(err)
-	}
-	refused("a copy of a running node's directory", "running node has the id", twin)
-
-	// A node that nobody can reach would take replicas and never fill them.
-	lost := testConfig(t, "n2")
-	lost.Join, lost.Advertise.Peer = []string{n1.Addrs().Peer}, "127.0.0.1:1"
-	short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	if n, err := Open(short, lost); err == nil {
-		n.Close()
-		t.Fatal("a joiner that cannot be reached was let in")
-	} else if !strings.Contains(err.Error(), "--advertise-peer-addr") {
-		t.Fatalf("a joiner that cannot be reached: %v", err)
-	}
-
-	// A node of another cluster is not taken in.
-	other := testConfig(t, "n9")
-	other.Bootstrap = true
-	n9 := open(t, other)
-	untilHealthy(t, n9)
-	if _, err := n9.askToJoin(t.Context(), n1.Addrs().Peer); transport.CodeOf(err) != transport.CodeWrongCluster && transport.CodeOf(err) != transport.CodeRefused {
-		t.Fatalf("joined another cluster: %v", err)
-	}
-	renamed := other
-	renamed.ID = "n8"
-	n9.Close()
-	refused("another id on a data directory", `belongs to node "n9"`, renamed)
-
-	if e := n1.Router().Map().Epoch; e != epoch {
-		t.Fatalf("refusals changed the map: epoch %d, was %d", e, epoch)
-	}
-}
-
-// A joiner whose answer got lost asks again and is the same node.
-func TestJoinTwice(t *testing.T) {
-	nodes, _ := several(t, 2)
-	n1, n2 := nodes[0], nodes[1]
-	epoch := n1.Router().Map().Epoch
-	m, err := n2.askToJoin(t.Context(), n1.Addrs().Peer)
-	if err != nil || m.Epoch != epoch {
-		t.Fatalf("second join: epoch %d (was %d), %v", m.Epoch, epoch, err)
-	}
-	// The same id from another directory is another node.
-	req := joinRequest{Node: sharding.Node{ID: "n2", Instance: "someone-else", Addrs: n2.Addrs()}, Boot: "b"}
-	raw, _ := encodeWire(req)
-	if _, err := n1.handleJoin(t.Context(), "", raw); transport.CodeOf(err) != transport.CodeRefused {
-		t.Fatalf("an id of another directory: %v", err)
-	}
-}
-
-// A node that has not read its map yet is asked again, and does not send a member of its
-// own cluster away, as it did when several started at once after a power cut.
-func TestJoinAtOneThatStarts(t *testing.T) {
-	starting := &Node{cfg: Config{ID: "n2"}}
-	starting.router.Store(sharding.NewRouter(sharding.Map{}))
-	for _, cluster := range []string{"", "4b93291ba5886a22"} {
-		raw, _ := encodeWire(joinRequest{Node: sharding.Node{ID: "n1", Instance: "i"}, ClusterID: cluster, Boot: "b"})
-		if _, err := starting.handleJoin(t.Context(), "", raw); transport.CodeOf(err) != transport.CodeUnavailable {
-			t.Errorf("from cluster %q: %v", cluster, err)
-		}
-	}
-}
-
 // A replica that is taken out of the map leaves its group and its node, also if the
 // node restarts before that is done. As there are fewer then than wanted, the node gets another, with another id.
 func TestReplaceReplica(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	put(t, nodes[0], "key", "value")
 	// Down while it is taken out, so that it comes back as a voter of its group.
@@ -394,6 +139,7 @@ func TestReplicaHere(t *testing.T) {
 }
 
 func TestHTTP(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, "n1")
 	cfg.Bootstrap = true
 	n := open(t, cfg)
@@ -430,13 +176,33 @@ func TestHTTP(t *testing.T) {
 
 	expect(200, "GET", "/livez", "")
 	expect(200, "GET", "/readyz", "")
-	if text, _ := expect(200, "GET", "/metrics", ""); !strings.Contains(text, `abacus_shard_leads{shard="2"} 1`) {
-		t.Fatalf("metrics lack the shards:\n%s", text)
+	text, _ := expect(200, "GET", "/metrics", "")
+	for _, line := range []string{`abacus_shard_leads{shard="2"} 1`, `abacus_shard_pins{shard="2"} 0`, `abacus_shard_pins_ended_total{reason="bytes",shard="2"} 0`} {
+		if !strings.Contains(text, line) {
+			t.Fatalf("metrics lack %s:\n%s", line, text)
+		}
 	}
 	var s clusterStatus
 	if text, _ := expect(200, "GET", "/v1/status", ""); json.Unmarshal([]byte(text), &s) != nil || !s.Healthy {
 		t.Fatalf("status %s", text)
 	}
+
+	// Browsers are shown a page, others what there is.
+	if text, h := expect(200, "GET", "/", "", "Accept", "text/html,application/xhtml+xml"); !strings.Contains(text, "<!doctype html>") || h.Get("Content-Security-Policy") == "" {
+		t.Errorf("a browser is answered %.80s", text)
+	}
+	if text, h := expect(200, "GET", "/", ""); !strings.Contains(text, `"endpoints"`) || h.Get("Vary") != "Accept" {
+		t.Errorf("curl is answered %.80s", text)
+	}
+	var looks loadHistory
+	until(t, "a look at the load", func() error {
+		if text, _ := expect(200, "GET", "/v1/load?since=0", ""); json.Unmarshal([]byte(text), &looks) != nil || len(looks.Reads) == 0 || len(looks.WriteP99) != len(looks.Reads) {
+			return fmt.Errorf("%s", text)
+		}
+		return nil
+	})
+	expect(400, "GET", "/v1/load?since=-1", "")
+	expect(400, "GET", "/v1/load?sinse=1", "")
 
 	// Keys: any bytes, percent-encoded; raw bodies; time to live and index in headers.
 	key := "/v1/kv/" + "a%2Fb%00%FF%20c"
@@ -532,6 +298,7 @@ func TestHTTP(t *testing.T) {
 	expect(404, "GET", "/v1/jobs/nope", "")
 	expect(400, "POST", "/v1/jobs", `{"reduce":"multiply"}`)
 	expect(400, "POST", "/v1/jobs", `not json`)
+	expect(413, "POST", "/v1/jobs", `{"prefix":"`+strings.Repeat("a", 64<<10)+`"}`)
 	if text, _ := expect(200, "GET", "/v1/jobs", ""); !strings.Contains(text, id.ID) {
 		t.Fatalf("list: %s", text)
 	}
@@ -610,6 +377,7 @@ func TestLimitListener(t *testing.T) {
 
 // A pipeline longer than one proposal is carried out in order.
 func TestLongPipeline(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, "n1")
 	cfg.Bootstrap = true
 	n := open(t, cfg)
@@ -637,6 +405,7 @@ func TestLongPipeline(t *testing.T) {
 // Answers must fit a frame between nodes: a leader that carries out what it
 // cannot answer has lost the values that GETDEL took.
 func TestLargeAnswersThroughFollower(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	untilBalanced(t, nodes[0]) // a write under way when a leadership moves may be uncertain
 	const n = 80
@@ -673,6 +442,7 @@ func TestLargeAnswersThroughFollower(t *testing.T) {
 
 // A prober that hangs up must not make a healthy node look sick to others.
 func TestReadyOutlivesItsAsker(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, "n1")
 	cfg.Bootstrap = true
 	n := open(t, cfg)
@@ -695,14 +465,5 @@ func TestConfigFaultsTogether(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not mention %s", err, want)
 		}
-	}
-}
-
-// A node without data that is told to join itself would wait for ever.
-func TestJoinItself(t *testing.T) {
-	cfg := testConfig(t, "n1")
-	cfg.PeerAddr, cfg.Join = "127.0.0.1:1", []string{"127.0.0.1:1"}
-	if n, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "this node itself") {
-		t.Errorf("%v, %v", n, err)
 	}
 }

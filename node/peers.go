@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/abacusdb/abacus/compute"
 	"github.com/abacusdb/abacus/sharding"
 	"github.com/abacusdb/abacus/store"
 	"github.com/abacusdb/abacus/transport"
@@ -34,10 +35,14 @@ type peerStatus struct {
 	Boot    string `json:"boot"`
 	Version string `json:"version"`
 	// Level is the highest feature level that the node understands.
-	Level        int    `json:"level,omitempty"`
-	Epoch        uint64 `json:"epoch"`
-	UptimeMillis int64  `json:"uptime_ms"`
-	Stopping     bool   `json:"stopping,omitempty"`
+	Level int    `json:"level,omitempty"`
+	Epoch uint64 `json:"epoch"`
+	// Users is the epoch of the list of users that the node goes by.
+	Users uint64 `json:"users,omitempty"`
+	// NoAuth: it checks nobody.
+	NoAuth       bool  `json:"no_auth,omitempty"`
+	UptimeMillis int64 `json:"uptime_ms"`
+	Stopping     bool  `json:"stopping,omitempty"`
 	// Addr is where the node's peer port is now. Found are nodes that it has heard of elsewhere than the map says.
 	Addr  string                    `json:"addr,omitempty"`
 	Found map[sharding.NodeID]found `json:"found,omitempty"`
@@ -46,10 +51,18 @@ type peerStatus struct {
 	DiskFree uint64 `json:"disk_free"`
 	DiskLow  bool   `json:"disk_low,omitempty"`
 	DiskFull bool   `json:"disk_full,omitempty"`
+	// DiskSize is the file system's.
+	DiskSize uint64 `json:"disk_size,omitempty"`
+	Load     *load  `json:"load,omitempty"`
 
 	Replicas []replicaStatus `json:"replicas"`
 	// Repairs are replicas that do not run.
 	Repairs []repairStatus `json:"repairs,omitempty"`
+	// Handovers are the slots that are being copied from shards led there.
+	Handovers []handoverStatus `json:"handovers,omitempty"`
+	// Tasks are those of jobs that wait at masters there: an idle node asks for some.
+	Tasks []compute.Load `json:"tasks,omitempty"`
+	Jobs  *jobLoad       `json:"jobs,omitempty"`
 }
 
 // replicaStatus is one replica's view of its shard.
@@ -67,6 +80,8 @@ type replicaStatus struct {
 	Records int64           `json:"records"`
 	// File is the state on disk, in bytes in use.
 	File int64 `json:"file,omitempty"`
+	// Copy is about how much a new replica would be sent, told by the leader only.
+	Copy int64 `json:"copy,omitempty"`
 	// Overlay is the state in memory only, in bytes; Held, whether writes wait for it.
 	Overlay int64 `json:"overlay,omitempty"`
 	Held    bool  `json:"held,omitempty"`
@@ -78,6 +93,8 @@ type replicaStatus struct {
 	// Committed are the replicas of the newest committed configuration, told by the
 	// leader only. Members may still be taken back.
 	Committed []sharding.ReplicaID `json:"committed,omitempty"`
+	// Alarms are replicas that a comparison has found different, told by the leader only.
+	Alarms []alarmStatus `json:"alarms,omitempty"`
 }
 
 // peers is the table of what the others said last.
@@ -140,13 +157,21 @@ func (p *peers) listen(now time.Time) {
 
 // silent says whether a peer has said nothing for so long that it cannot be for us.
 func (p *peers) silent(id sharding.NodeID, now time.Time) bool {
+	return p.silence(id, now) >= aliveFor
+}
+
+// silence is for how long a peer has said nothing while we have listened without a gap; 0 if we do not.
+func (p *peers) silence(id sharding.NodeID, now time.Time) time.Duration {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	last := p.listening
 	if e, ok := p.table[id]; ok && e.heard.After(last) {
 		last = e.heard
 	}
-	return !p.listening.IsZero() && now.Sub(p.listened) <= 3*exchangeEvery && now.Sub(last) >= aliveFor
+	if p.listening.IsZero() || now.Sub(p.listened) > 3*exchangeEvery {
+		return 0
+	}
+	return now.Sub(last)
 }
 
 // get returns a peer's last word and whether it is alive.
@@ -155,6 +180,14 @@ func (p *peers) get(id sharding.NodeID) (peerStatus, bool) {
 	defer p.mu.RUnlock()
 	e, ok := p.table[id]
 	return e.status, ok && time.Since(e.heard) < aliveFor
+}
+
+// heard is how long ago a peer said something, false if it never did.
+func (p *peers) heard(id sharding.NodeID) (ago time.Duration, ever bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	e := p.table[id]
+	return time.Since(e.heard), !e.heard.IsZero()
 }
 
 // claim returns the living peer that says it leads the shard, in the newest
@@ -272,6 +305,10 @@ func (n *Node) exchange(ctx context.Context, id sharding.NodeID) {
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	raw, err := n.transport.Call(ctx, id, transport.LaneControl, transport.MethodStatus, n.statusJSON())
+	if transport.CodeOf(err) == transport.CodeWrongEra {
+		n.askWhatWasMissed(ctx, id)
+		return
+	}
 	if err != nil {
 		n.log.Debug("peer does not answer", "peer", id, "err", err)
 		return
@@ -281,8 +318,13 @@ func (n *Node) exchange(ctx context.Context, id sharding.NodeID) {
 		n.log.Warn("peer status not understood", "peer", id, "err", err)
 		return
 	}
-	n.peers.hear(s)
-	n.learn(s)
+	if n.ofOurEra(s) {
+		n.heardFrom(s)
+		n.learn(s)
+	}
+	if s.Users > n.usersEpoch() {
+		n.fetchUsers(ctx, id)
+	}
 	if s.Epoch <= n.Router().Map().Epoch {
 		return
 	}
@@ -307,6 +349,8 @@ func (n *Node) handleStatus(_ context.Context, from string, req []byte) ([]byte,
 			return nil, transport.Errorf(transport.CodeBadRequest, "status: %v", err)
 		}
 		switch {
+		case !n.ofOurEra(s):
+			return n.statusJSON(), nil // by which it learns that
 		case from == "": // it looks for us, and does not know who we are
 			if _, ours := n.Router().Map().Node(s.Node); ours {
 				if was := n.peers.address(s.Node); was != s.Addr {
@@ -315,9 +359,12 @@ func (n *Node) handleStatus(_ context.Context, from string, req []byte) ([]byte,
 				}
 			}
 		case s.Node == from:
-			n.peers.hear(s)
+			n.heardFrom(s)
 		}
 		n.learn(s)
+		if s.Users > n.usersEpoch() {
+			n.tell() // and hear who they are
+		}
 	}
 	return n.statusJSON(), nil
 }
@@ -336,15 +383,26 @@ func decodeStatus(raw []byte) (s peerStatus, err error) {
 	return s, nil
 }
 
+// heardFrom notes what a peer says, and takes work that waits there, if there is none here.
+func (n *Node) heardFrom(s peerStatus) {
+	n.peers.hear(s)
+	n.worker.Offered(s.Node, s.Tasks)
+}
+
 // status is what this node tells its peers.
 func (n *Node) status() peerStatus {
-	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Level: sharding.Level, Epoch: n.Router().Map().Epoch,
-		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: n.repairs.status()}
+	s := peerStatus{Node: n.cfg.ID, Boot: n.boot, Version: n.cfg.Version, Level: sharding.Level, Epoch: n.Router().Map().Epoch, Users: n.usersEpoch(), NoAuth: n.cfg.NoAuth,
+		UptimeMillis: time.Since(n.started).Milliseconds(), Stopping: n.stopping.Load(), Repairs: append(n.repairs.status(), n.fencedStatus()...), Handovers: n.handovers.list(), Tasks: n.master.Loads(), Jobs: n.jobLoad()}
 	s.Addr, s.Found = n.addrs.Peer, n.peers.found(n.Router().Map(), time.Now())
 	disk := n.space.now.Load()
-	s.DiskFree, s.DiskLow, s.DiskFull = disk.free, disk.low, disk.full
+	s.DiskFree, s.DiskLow, s.DiskFull, s.DiskSize = disk.free, disk.low, disk.full, disk.size
+	s.Load = n.loads.now.Load()
 	for _, st := range n.host.all() {
-		s.Replicas = append(s.Replicas, describe(st))
+		if !n.isOut() {
+			r := describe(st)
+			r.Alarms = n.checks.last(r.Shard).alarms()
+			s.Replicas = append(s.Replicas, r)
+		}
 	}
 	return s
 }
@@ -367,7 +425,7 @@ func describe(st *store.Store) replicaStatus {
 		r.Members = s.Members
 	}
 	if r.Leads {
-		r.Committed = st.Committed()
+		r.Committed, r.Copy = st.Committed(), st.CopyBytes()
 	}
 	return r
 }

@@ -23,12 +23,12 @@ const followerTry = 30 * time.Millisecond
 func (n *Node) read(ctx context.Context, shard sharding.ShardID, cmds []command.Command, how front.Reading) (results []command.Result, index uint64, err error) {
 	if st := n.host.get(shard); st != nil {
 		if how.Stale {
-			if results, index, err = st.ReadStale(how.MaxAge, cmds); err == nil {
+			if results, index, err = st.ReadStale(how.MaxAge, cmds); err == nil && !anyElsewhere(results) {
 				return results, index, nil
 			}
 		}
 		if how.Local && !st.IsLeader() {
-			if results, index, err = n.readFollowing(ctx, st, cmds); err == nil {
+			if results, index, err = n.readFollowing(ctx, st, cmds); err == nil && !anyElsewhere(results) {
 				return results, index, nil
 			}
 		}

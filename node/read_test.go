@@ -33,6 +33,7 @@ func keyLedBy(t *testing.T, n *Node, leader string) (key string, slot sharding.S
 // cluster port after READONLY, and never one that misses an acknowledged write. Stale
 // reads are answered where they are asked.
 func TestReadsOnFollower(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	untilBalanced(t, nodes[0])
 	key, slot, shard := keyLedBy(t, nodes[0], "n2")

@@ -59,6 +59,9 @@ func (n *Node) probe(ctx context.Context) error {
 	var probes errgroup.Group
 	defer probes.Wait()
 	for _, sh := range shards {
+		if sh.Founding != "" {
+			continue // nothing is asked of it yet: a split must not take the nodes out of service
+		}
 		switch st := n.host.get(sh.ID); {
 		case st != nil && st.IsLeader():
 			probes.Go(func() error {

@@ -148,6 +148,10 @@ func (n *Node) runRepair(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		for _, e := range n.repairs.all() {
+			if n.dir.isFenced(e.shard, e.replica) { // a recovery goes on without it
+				n.repairs.drop(e.shard)
+				continue
+			}
 			m := n.Router().Map()
 			sh, _ := m.Shard(e.shard)
 			var err error
@@ -399,8 +403,11 @@ func (n *Node) reachable(ctx context.Context, req joinRequest) error {
 // others that vote and answer are a majority, and no other change is under way. It
 // is CodeRefused if that cannot pass, else CodeConflict.
 func (n *Node) maySpare(sh sharding.Shard, node sharding.NodeID) error {
+	if sh.Founding != "" {
+		return nil // it is not there yet, and holds nothing
+	}
 	if rest, most := len(sh.Replicas)-1, sharding.Majority(len(sh.Replicas)); rest < most {
-		return transport.Errorf(transport.CodeRefused, "shard %d has %d of %d replicas without it, and %d are a majority: recovery from the loss of a majority is not possible yet", sh.ID, rest, len(sh.Replicas), most)
+		return transport.Errorf(transport.CodeRefused, "shard %d has %d of %d replicas without it, and %d are a majority: if the others are lost for good, see abacus recover --help", sh.ID, rest, len(sh.Replicas), most)
 	}
 	leader, members := n.membersOf(sh.ID)
 	if leader == "" || leader == node {

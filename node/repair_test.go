@@ -85,6 +85,7 @@ func untilEqual(t *testing.T, nodes ...*Node) {
 
 // A node starts with one replica's state damaged, serves with its others, and re-seeds that one.
 func TestRepairStateOfNode(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	fill(t, nodes[0], "a")
 	id, dir := replicaPath(t, nodes[2], 1)
@@ -125,6 +126,7 @@ func damageState(t *testing.T, dir string) {
 // directory is gone come back under new ids, one shard each; shard 0, which keeps the
 // map, is among them. The old ids are out of the Raft groups.
 func TestRepairLostLogs(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	fill(t, nodes[0], "a")
 	var old []sharding.ReplicaID
@@ -178,6 +180,7 @@ func TestRepairLostLogs(t *testing.T) {
 // A node whose log is damaged puts it aside, and all its replicas come back under new ids: whose
 // part is damaged, nobody knows.
 func TestRepairDamagedNodeLog(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	fill(t, nodes[0], "a")
 	var old []sharding.ReplicaID
@@ -230,6 +233,7 @@ func TestRepairDamagedNodeLog(t *testing.T) {
 
 // A data directory keeps the kind of log that it was made with, and says so.
 func TestLogStoreOfDirectory(t *testing.T) {
+	t.Parallel()
 	for made, given := range map[string]string{LogWAL: LogBolt, LogBolt: LogWAL} {
 		cfg := testConfig(t, "n1")
 		cfg.Bootstrap, cfg.LogStore = true, made
@@ -266,6 +270,7 @@ func wantMembers(t *testing.T, n *Node, shard sharding.ShardID, old sharding.Rep
 // Without another majority there is nobody to take the replica out. The node
 // serves what it can, says why, and keeps the files.
 func TestRepairWithoutMajority(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, "n1")
 	cfg.Bootstrap = true
 	n := open(t, cfg)
@@ -307,6 +312,7 @@ func TestRepairWithoutMajority(t *testing.T) {
 // A node whose whole disk is gone comes back under its id, with a new instance and new replicas.
 // While its old process runs it is refused, and so it is where the others are no majority.
 func TestRepairWipedNode(t *testing.T) {
+	t.Parallel()
 	nodes, cfgs := three(t)
 	fill(t, nodes[0], "a")
 	fresh := cfgs[2]
@@ -445,6 +451,7 @@ func TestRepairMaySpare(t *testing.T) {
 
 // With two nodes neither can be done without.
 func TestRepairWipedNodeOfTwo(t *testing.T) {
+	t.Parallel()
 	nodes, _ := several(t, 2)
 	n1, n2 := nodes[0], nodes[1]
 	m := n1.Router().Map()

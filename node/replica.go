@@ -22,6 +22,8 @@ type replicaDigest struct {
 	// Index is that of the last entry in the state, and Hash the state's: replicas at one index have one hash.
 	Index uint64 `json:"index"`
 	Hash  string `json:"hash"`
+	// Slots are those that the shard serves by this state: what it owns, but for what is frozen for another.
+	Slots string `json:"slots"`
 	// LogFirst to LogLast are the entries in its log. LogHash is of those from LogFrom to LogTo, if they were asked for.
 	LogFirst uint64 `json:"log_first"`
 	LogLast  uint64 `json:"log_last"`
@@ -65,7 +67,7 @@ func digest(st *store.Store, from, to uint64) (d replicaDigest, err error) {
 		return d, err
 	}
 	defer v.Close()
-	d = replicaDigest{Shard: sharding.ShardID(st.Shard()), Replica: st.Status().Replica, Index: v.Index(), Hash: fmt.Sprintf("%016x", v.Hash())}
+	d = replicaDigest{Shard: sharding.ShardID(st.Shard()), Replica: st.Status().Replica, Index: v.Index(), Hash: fmt.Sprintf("%016x", v.Hash()), Slots: slotText(ownedSlots(v))}
 	has, err := st.LogRange()
 	if err != nil {
 		return d, err
@@ -97,7 +99,9 @@ func (h *httpServer) moveLeader(w http.ResponseWriter, r *http.Request) {
 		if m.Node != to {
 			continue
 		}
-		if err := st.TransferLeadership(ctx, m.Replica); err != nil {
+		err := st.TransferLeadership(ctx, m.Replica)
+		h.audit(r, "move leader", []string{r.PathValue("id"), to}, err)
+		if err != nil {
 			h.fail(w, err)
 			return
 		}

@@ -32,6 +32,7 @@ func httpJSON(t *testing.T, method, url string, into any) (code int) {
 
 // Replicas at one index tell one hash, and of entries that they all have, too. A state that differs in one value tells another.
 func TestReplicaDigests(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	untilBalanced(t, nodes[0])
 	key, _, shard := keyLedBy(t, nodes[0], "n2")
@@ -92,6 +93,7 @@ func TestReplicaDigests(t *testing.T) {
 
 // A leadership moves where it is asked to.
 func TestMoveLeader(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	untilBalanced(t, nodes[0])
 	_, _, shard := keyLedBy(t, nodes[0], "n2")

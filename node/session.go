@@ -118,11 +118,11 @@ func numbered(cmds []command.Command) bool {
 }
 
 // repeatable says whether to carry out the commands again does no more than to
-// carry them out once: reads, numbered writes, and opening a session, of which one
+// carry them out once: reads, numbered writes, what is about slots that move, and opening a session, of which one
 // too many harms nobody.
 func repeatable(cmds []command.Command) bool {
 	for i := range cmds {
-		if c := &cmds[i]; c.Session == 0 && c.Op != command.OpSessionOpen && !c.Op.IsRead() {
+		if c := &cmds[i]; c.Session == 0 && c.Op != command.OpSessionOpen && !c.Op.IsRead() && !c.Op.IsSlots() {
 			return false
 		}
 	}
@@ -151,7 +151,7 @@ func settle(cmds []command.Command, results []command.Result, err error, unsure 
 // without carrying it out, and without remembering that.
 func notDone(c command.Code) bool {
 	switch c {
-	case command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard, command.CodeUninitialized, command.CodeDiskFull:
+	case command.CodeSessionUnknown, command.CodeSessionExpired, command.CodeSessionFull, command.CodeWrongShard, command.CodeSlotsMoving, command.CodeUninitialized, command.CodeDiskFull:
 		return true
 	}
 	return false
@@ -197,7 +197,11 @@ func (n *Node) openingShard() sharding.ShardID {
 	shards := n.Router().Map().Shards
 	turn := int(n.opening.Add(1)) // sessions spread over the shards
 	for i := range shards {
-		id := shards[(i+turn)%len(shards)].ID
+		sh := shards[(i+turn)%len(shards)]
+		if sh.Founding != "" {
+			continue // it may be founded anew, and make the same session again
+		}
+		id := sh.ID
 		switch n.Leader(id) {
 		case n.cfg.ID:
 			led = id

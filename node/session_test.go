@@ -34,6 +34,7 @@ func keysOf(n *Node) map[sharding.ShardID]string {
 // whatever node it is used through; a number counts once, and what is unknown or forgotten
 // is refused and not carried out.
 func TestSessionsOverShards(t *testing.T) {
+	t.Parallel()
 	nodes, _ := three(t)
 	ctx := t.Context()
 	id, err := nodes[0].OpenSession(ctx, nil)
@@ -192,11 +193,11 @@ func (b *breaker) snap() {
 
 // While the link to a leader breaks again and again, numbered increments through
 // another node are repeated by it, and each counts once.
-func TestLostAnswersCountOnce(t *testing.T) {
+func TestLostAnswersCountOnce(t *testing.T) { // not beside others: a call must get through in the 15 ms between two breaks
 	cfg1, cfg2 := testConfig(t, "n1"), testConfig(t, "n2")
 	cfg1.Bootstrap = true
 	n1 := open(t, cfg1)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := net.Listen("tcp", cfg2.PeerAddr)
 	if err != nil {
 		t.Fatal(err)
 	}

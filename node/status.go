@@ -25,11 +25,15 @@ type clusterStatus struct {
 	// Level is the cluster's feature level.
 	Level int `json:"level"`
 	// Balance is when replicas are moved for evenness alone: once (it is being done), always, or only when somebody says so.
-	Balance  sharding.Balance `json:"balance,omitempty"`
-	Nodes    []nodeView       `json:"nodes"`
-	Shards   []shardView      `json:"shards"`
-	Healthy  bool             `json:"healthy"`
-	Problems []string         `json:"problems"`
+	Balance sharding.Balance `json:"balance,omitempty"`
+	// DeadAfterMillis is after how long a silent node is taken for dead; 0: never.
+	DeadAfterMillis int64       `json:"dead_after_ms,omitempty"`
+	Nodes           []nodeView  `json:"nodes"`
+	Shards          []shardView `json:"shards"`
+	// SlotMoves are slots that are to become another shard's, in the order in which they were asked for.
+	SlotMoves []slotMoveView `json:"slot_moves,omitempty"`
+	Healthy   bool           `json:"healthy"`
+	Problems  []string       `json:"problems"`
 	// Notes are worth knowing and nothing is sick.
 	Notes []string `json:"notes"`
 }
@@ -45,10 +49,21 @@ type nodeView struct {
 	// DiskFree is in bytes; DiskFull: writes that add data are refused there.
 	DiskFree uint64 `json:"disk_free"`
 	DiskFull bool   `json:"disk_full,omitempty"`
+	// DiskSize is the file system's; DiskLow: the node hands its leaderships over. StateBytes is what the states of its replicas take.
+	DiskSize   uint64 `json:"disk_size"`
+	DiskLow    bool   `json:"disk_low,omitempty"`
+	StateBytes int64  `json:"state_bytes"`
+	// Load is what the node does for clients, nil if it did not say; HeardMillis is how long ago it said something, -1 if it never has.
+	Load        *load `json:"load,omitempty"`
+	HeardMillis int64 `json:"heard_ms"`
+	// Jobs is what the node does for jobs, nil if it did not say.
+	Jobs     *jobLoad `json:"jobs,omitempty"`
+	Stopping bool     `json:"stopping,omitempty"`
 
 	Zone      string          `json:"zone,omitempty"`
 	Cordoned  bool            `json:"cordoned,omitempty"`
 	Draining  bool            `json:"draining,omitempty"`
+	Dead      bool            `json:"dead,omitempty"`
 	Successor sharding.NodeID `json:"successor,omitempty"`
 }
 
@@ -107,15 +122,18 @@ func (n *Node) clusterStatus() clusterStatus {
 			said[nd.ID], alive[nd.ID] = n.peers.get(nd.ID)
 		}
 	}
-	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Level: m.Level, Balance: m.Balance, Problems: []string{}, Notes: []string{},
-		Nodes: []nodeView{}, Shards: []shardView{}}
+	s := clusterStatus{ClusterID: m.ClusterID, Epoch: m.Epoch, Node: n.cfg.ID, ReplicasWanted: m.ReplicasWanted, Level: m.Level, Balance: m.Balance, DeadAfterMillis: m.DeadAfterMillis, Problems: []string{}, Notes: []string{},
+		Nodes: []nodeView{}, Shards: []shardView{}, SlotMoves: viewSlotMoves(m, said)}
 	for _, nd := range m.Nodes {
 		v := nodeView{ID: nd.ID, Addrs: nd.Addrs, Alive: alive[nd.ID], Version: said[nd.ID].Version, UptimeMillis: said[nd.ID].UptimeMillis,
 			DiskFree: said[nd.ID].DiskFree, DiskFull: said[nd.ID].DiskFull,
-			Zone: nd.Zone, Cordoned: nd.Cordoned, Draining: nd.Draining, Successor: nd.Successor}
+			Zone: nd.Zone, Cordoned: nd.Cordoned, Draining: nd.Draining, Dead: nd.Dead, Successor: nd.Successor}
+		v.DiskSize, v.DiskLow, v.Stopping, v.HeardMillis = said[nd.ID].DiskSize, said[nd.ID].DiskLow, said[nd.ID].Stopping, n.heardMillis(nd.ID)
 		if v.Alive {
+			v.Load, v.Jobs = said[nd.ID].Load, said[nd.ID].Jobs
 			for _, r := range said[nd.ID].Replicas {
 				v.Replicas++
+				v.StateBytes += r.File
 				if r.Leads {
 					v.Leads++
 				}
@@ -140,15 +158,31 @@ func (n *Node) clusterStatus() clusterStatus {
 		s.Notes = append(s.Notes, note)
 	}
 	s.Notes = append(s.Notes, n.drainNotes(m)...)
+	s.Notes = append(s.Notes, n.deadNotes(m)...)
+	for _, nd := range m.Nodes {
+		if said[nd.ID].NoAuth && alive[nd.ID] {
+			s.Notes = append(s.Notes, fmt.Sprintf("node %s lets everybody in who reaches it, for it runs with --no-auth: start it without once an admin has a token", nd.ID))
+		}
+	}
 	if m.Level < sharding.Level {
 		s.Notes = append(s.Notes, fmt.Sprintf("the cluster is at feature level %d and may go back to an older version; once all its nodes run this one, raise it to %d with abacus upgrade", m.Level, sharding.Level))
 	}
 	return s
 }
 
+func (n *Node) heardMillis(id sharding.NodeID) int64 {
+	switch ago, ever := n.peers.heard(id); {
+	case id == n.cfg.ID:
+		return 0
+	case ever:
+		return ago.Milliseconds()
+	}
+	return -1
+}
+
 // drainNotes say how far nodes that drain are, and which shards they cannot get rid of.
 func (n *Node) drainNotes(m sharding.Map) (notes []string) {
-	if !slices.ContainsFunc(m.Nodes, func(nd sharding.Node) bool { return nd.Draining }) {
+	if !slices.ContainsFunc(m.Nodes, func(nd sharding.Node) bool { return nd.Draining || nd.Dead }) {
 		return nil
 	}
 	planned := map[sharding.ShardID]bool{}
@@ -156,7 +190,12 @@ func (n *Node) drainNotes(m sharding.Map) (notes []string) {
 		planned[w.Shard] = true
 	}
 	for _, nd := range m.Nodes {
-		if !nd.Draining {
+		is := "drains"
+		switch {
+		case nd.Draining:
+		case nd.Dead:
+			is = "is taken for dead"
+		default:
 			continue
 		}
 		left, stuck := 0, []string{}
@@ -170,15 +209,17 @@ func (n *Node) drainNotes(m sharding.Map) (notes []string) {
 			}
 		}
 		switch {
+		case left == 0 && !nd.Draining:
+			notes = append(notes, fmt.Sprintf("node %s is taken for dead, and its replicas are elsewhere: start it again, or abacus node remove %s", nd.ID, nd.ID))
 		case left == 0 && n.letGoOf(m, nd.ID) != nil:
 			notes = append(notes, fmt.Sprintf("node %s drains: its groups let go of the last replicas", nd.ID))
 		case left == 0:
 			notes = append(notes, fmt.Sprintf("node %s is drained, and may be stopped or removed", nd.ID))
 		case len(stuck) == 0:
-			notes = append(notes, fmt.Sprintf("node %s drains: %d replicas are left on it", nd.ID, left))
+			notes = append(notes, fmt.Sprintf("node %s %s: %d replicas are left on it", nd.ID, is, left))
 		default:
-			notes = append(notes, fmt.Sprintf("node %s drains: %d replicas are left on it, and no node may take those of shards %s: start another node with --join, or uncordon one",
-				nd.ID, left, strings.Join(stuck, ", ")))
+			notes = append(notes, fmt.Sprintf("node %s %s: %d replicas are left on it, and no node may take those of shards %s: start another node with --join, or uncordon one",
+				nd.ID, is, left, strings.Join(stuck, ", ")))
 		}
 	}
 	return notes
@@ -225,6 +266,8 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	if v.Leader == "" {
 		members = lastMembers(sh, said)
 	}
+	// Nothing is asked yet of a shard that a split has made: it is not sick because it grows.
+	fresh := len(sh.Slots) == 0 && sh.ID != metaShard
 	var problems []string
 	voters := 0
 	for _, r := range sh.Replicas {
@@ -253,7 +296,7 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 		i = slices.IndexFunc(said[r.Node].Repairs, func(o repairStatus) bool { return o.Shard == sh.ID && o.Replica == r.ID })
 		if rv.State == "missing" && i >= 0 {
 			problems = append(problems, said[r.Node].Repairs[i].Text)
-		} else if arriving {
+		} else if arriving || fresh && alive[r.Node] {
 			// What it lacks is what the move is about.
 		} else if rv.State == "down" || rv.State == "missing" {
 			problems = append(problems, fmt.Sprintf("replica %s on node %s is %s", r.ID, r.Node, rv.State))
@@ -263,10 +306,14 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 		v.Replicas = append(v.Replicas, rv)
 	}
 	slices.SortFunc(v.Replicas, func(a, b replicaView) int { return cmp.Compare(a.Node, b.Node) })
+	problems = append(problems, differing(sh, lead.Alarms)...)
 	switch {
+	case sh.Founding != "" && len(problems) == 0:
+	case sh.Founding != "":
+		problems = append([]string{"being founded on node " + sh.Replicas[0].Node + ": it owns no slots before"}, problems...)
 	case v.Leader == "":
 		problems = append([]string{"no leader: neither reads nor writes"}, problems...)
-	case voters < want && len(problems) == 0:
+	case voters < want && len(problems) == 0 && !fresh:
 		problems = append(problems, fmt.Sprintf("%d of %d voters, growing", voters, want))
 	}
 	v.Move = viewMove(sh, v.Leader, members)

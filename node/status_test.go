@@ -59,3 +59,29 @@ func TestViewShard(t *testing.T) {
 		})
 	}
 }
+
+// A shard that a split has just made is not sick while it grows, but it is when one of its nodes is down: then the split waits.
+func TestViewFoundingShard(t *testing.T) {
+	sh := sharding.Shard{ID: 4, Replicas: []sharding.Replica{{ID: "a.1", Node: "a"}, {ID: "b.2", Node: "b"}}, Founding: "a.1"}
+	alive := map[sharding.NodeID]bool{"a": true, "b": true}
+	leads := map[sharding.NodeID]peerStatus{"a": {Node: "a", Replicas: []replicaStatus{{Shard: 4, Replica: "a.1", Term: 7, Voter: true, Leads: true, Members: []store.Member{{Replica: "a.1", Voter: true}}}}}}
+	if v := viewShard(sh, 3, nil, alive); !v.Healthy {
+		t.Errorf("nobody has opened it: %s", v.Problem)
+	}
+	sh.Founding = ""
+	if v := viewShard(sh, 3, leads, alive); !v.Healthy {
+		t.Errorf("it grows: %s", v.Problem)
+	}
+	if v := viewShard(sh, 3, nil, alive); v.Healthy {
+		t.Error("founded, and without a leader: no problem")
+	}
+	alive["b"] = false
+	if v := viewShard(sh, 3, leads, alive); v.Healthy {
+		t.Error("a node is down: no problem")
+	}
+	alive["b"], sh.ID = true, metaShard
+	leads["a"].Replicas[0].Shard = metaShard
+	if v := viewShard(sh, 3, leads, alive); v.Healthy || v.Leader != "a" {
+		t.Error("shard 0 keeps the map, slots or not: no problem")
+	}
+}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/abacusdb/abacus/sharding/access"
 )
 
 // pretendVersion is the Redis version that we claim: client libraries switch
@@ -41,7 +43,7 @@ func adminCommands() []*spec {
 		}),
 		row("reset", 1, "6.2.0", "Resets the connection.", (*conn).resetConn),
 		row("hello", -1, "6.0.0", "Handshakes with the server.", (*conn).hello),
-		row("auth", -2, "1.0.0", "Authenticates the connection.", (*conn).auth),
+		row("auth", -2, "1.0.0", "Authenticates the connection.", (*conn).authenticate),
 		row("select", 2, "1.0.0", "Changes the selected database: there is only 0.", (*conn).selectDB),
 		clientCommand(ok),
 		commandCommand(),
@@ -90,6 +92,7 @@ func (c *conn) ping(_ context.Context, args [][]byte) error {
 func (c *conn) resetConn(_ context.Context, _ [][]byte) error {
 	c.reading = Reading{}
 	c.endTx()
+	c.logOut()
 	c.setProto(2)
 	c.mu.Lock()
 	c.name = ""
@@ -109,6 +112,7 @@ func (c *conn) setProto(version int) {
 func (c *conn) hello(_ context.Context, args [][]byte) error {
 	version := c.proto
 	name, named := []byte(nil), false
+	var login [][]byte
 	if len(args) > 1 {
 		n, ok := parseInt(args[1])
 		if !ok {
@@ -122,9 +126,7 @@ func (c *conn) hello(_ context.Context, args [][]byte) error {
 	for i := 2; i < len(args); {
 		switch option := string(lower(nil, args[i])); {
 		case option == "auth" && i+2 < len(args):
-			if err := checkUser(args[i+1]); err != nil {
-				return err
-			}
+			login = args[i+1 : i+3]
 			i += 3
 		case option == "setname" && i+1 < len(args):
 			if name, named = args[i+1], true; !printableName(name) {
@@ -134,6 +136,9 @@ func (c *conn) hello(_ context.Context, args [][]byte) error {
 		default:
 			return refusal("ERR Syntax error in HELLO option " + quoted(args[i]))
 		}
+	}
+	if err := c.helloAuth(login); err != nil {
+		return err
 	}
 	c.setProto(version)
 	if named {
@@ -160,29 +165,6 @@ func (c *conn) hello(_ context.Context, args [][]byte) error {
 	w.BulkString("modules")
 	w.Array(0)
 	return nil
-}
-
-// checkUser accepts the user "default" with any password, as a Redis without
-// a password does: libraries send it when a password is configured by habit.
-func checkUser(user []byte) error {
-	if string(user) != "default" {
-		return refusal("WRONGPASS invalid username-password pair or user is disabled.")
-	}
-	return nil
-}
-
-func (c *conn) auth(_ context.Context, args [][]byte) error {
-	switch len(args) {
-	case 2:
-		return refusal("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?")
-	case 3:
-		if err := checkUser(args[1]); err != nil {
-			return err
-		}
-		c.w.SimpleString("OK")
-		return nil
-	}
-	return errSyntax
 }
 
 func (c *conn) selectDB(_ context.Context, args [][]byte) error {
@@ -332,8 +314,8 @@ func (c *conn) line(now time.Time) string {
 		cmd = s.name
 	}
 	idle := now.Sub(time.Unix(0, c.lastActive.Load()))
-	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=-1 name=%s age=%s idle=%s flags=N db=0 sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
-		c.id, c.nc.RemoteAddr(), c.nc.LocalAddr(), c.name, seconds(now.Sub(c.created)), seconds(max(idle, 0)), cmd, c.proto, c.libName, c.libVer)
+	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=-1 name=%s age=%s idle=%s flags=N db=0 sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=%s user=%s redir=-1 resp=%d lib-name=%s lib-ver=%s",
+		c.id, c.nc.RemoteAddr(), c.nc.LocalAddr(), c.name, seconds(now.Sub(c.created)), seconds(max(idle, 0)), cmd, orElse(c.user, access.Default), c.proto, c.libName, c.libVer)
 }
 
 func configCommand() *spec {

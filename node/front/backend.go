@@ -6,6 +6,7 @@ import (
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/sharding/access"
 )
 
 // Backend is the node as the front end sees it. All methods may be called
@@ -36,12 +37,13 @@ type Backend interface {
 	AwaitLeader(ctx context.Context, shard sharding.ShardID) bool
 
 	// ScanPage returns about count keys of a shard that match (a glob; empty
-	// matches all) after cursor, and the next cursor, 0 at the shard's end. A
-	// cursor's upper bits (>> 48) are the slot it has got to; 0 is the start.
-	ScanPage(ctx context.Context, shard sharding.ShardID, cursor uint64, count int, match string, how Reading) (keys [][]byte, next uint64, err error)
-	// Size counts the keys of a shard.
-	Size(ctx context.Context, shard sharding.ShardID, how Reading) (int64, error)
-	// SlotKeys counts the keys of a slot of a shard.
+	// matches all), from cursor on and within slots, and the cursor to go on at: in slots, or
+	// in the slot behind the last that it has seen whole, which is behind slots or sooner. A cursor's upper bits
+	// (>> 48) are a slot. CodeSlotsMoved if the shard does not own the cursor's slot.
+	ScanPage(ctx context.Context, shard sharding.ShardID, slots sharding.SlotRange, cursor uint64, count int, match string, how Reading) (keys [][]byte, next uint64, err error)
+	// Size counts the keys of a shard, and tells the slots that it owned then.
+	Size(ctx context.Context, shard sharding.ShardID, how Reading) (int64, []sharding.SlotRange, error)
+	// SlotKeys counts the keys of a slot; CodeSlotsMoved if the shard does not own it.
 	SlotKeys(ctx context.Context, shard sharding.ShardID, slot sharding.Slot, how Reading) (int64, error)
 	// RandomKey returns some key of a shard, false if it has none.
 	RandomKey(ctx context.Context, shard sharding.ShardID, how Reading) ([]byte, bool, error)
@@ -55,6 +57,12 @@ type Backend interface {
 	// JobResult is JobStatus after the job's end, or as it stands after wait.
 	JobResult(ctx context.Context, id string, wait time.Duration) ([]byte, error)
 	CancelJob(ctx context.Context, id string) error
+	// DeleteJob forgets a job that has ended; one that has not is transport.CodeRefused.
+	DeleteJob(ctx context.Context, id string) error
+	// RetryJob is SubmitJob with the spec of a job that has ended, under newID or an id that is made up.
+	RetryJob(ctx context.Context, id, newID string) (string, error)
+	// ExplainJob returns what the job of a spec would do, as JSON.
+	ExplainJob(ctx context.Context, spec []byte) ([]byte, error)
 	// ListJobs returns a JSON array of records.
 	ListJobs(ctx context.Context) ([]byte, error)
 
@@ -62,7 +70,14 @@ type Backend interface {
 	StatusJSON(ctx context.Context) ([]byte, error)
 	// Admin carries out an administrator's words, as node drain n3, and returns the answer as JSON.
 	Admin(ctx context.Context, words []string) ([]byte, error)
+	// Backup opens, reads, keeps or closes a view for a backup: OPEN shard, READ view, KEEP view, CLOSE view.
+	Backup(ctx context.Context, words []string) ([]byte, error)
 	Info() Info
+
+	// Users is the present list of users; immutable, replaced whole.
+	Users() *access.Users
+	// Audit takes a line for the audit log. It does not wait.
+	Audit(access.Event)
 }
 
 // Reading is how a client wants its reads answered. The zero value: linearizable,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/sharding/access"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -28,13 +29,20 @@ type cluster struct {
 	down    map[sharding.NodeID]bool
 	keys    map[string]entry
 	jobs    map[string]string
-	execs   []exec // every call of Exec
+	// owners, if set, are who owns each slot; the map is only a hint then.
+	owners []sharding.ShardID
+	// onRead, if set, is called with the lock before a scan or count is answered.
+	onRead func()
+	execs  []exec // every call of Exec
 	// readings are how each Read was asked for.
 	readings []Reading
 
 	index    uint64            // calls of Exec
 	changed  map[string]uint64 // index at which a key was written last
 	sessions map[uint64]*fakeSession
+
+	users  *access.Users // nil: none
+	events []access.Event
 
 	// hook, if set, is called by Exec before it does anything, without the lock.
 	hook func(ctx context.Context, node sharding.NodeID, shard sharding.ShardID, cmds []command.Command) error
@@ -118,6 +126,23 @@ func (n *fakeNode) Router() *sharding.Router {
 }
 
 func (n *fakeNode) Self() sharding.NodeID { return n.id }
+
+var noUsers = new(access.Users)
+
+func (n *fakeNode) Users() *access.Users {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.users == nil {
+		return noUsers
+	}
+	return n.users
+}
+
+func (n *fakeNode) Audit(e access.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.events = append(n.events, e)
+}
 
 func (n *fakeNode) Leader(shard sharding.ShardID) sharding.NodeID { return n.Leaders().Of[shard] }
 
@@ -413,7 +438,7 @@ func (c *cluster) apply(shard sharding.ShardID, cmd *command.Command) command.Re
 func (c *cluster) shardKeys(shard sharding.ShardID) []string {
 	var keys []string
 	for k := range c.keys {
-		if _, s := c.router.Locate([]byte(k)); s == shard {
+		if c.owner(sharding.SlotOf([]byte(k))) == shard {
 			if _, ok := c.get([]byte(k)); ok {
 				keys = append(keys, k)
 			}
@@ -426,13 +451,22 @@ func (c *cluster) shardKeys(shard sharding.ShardID) []string {
 	return keys
 }
 
-func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, cursor uint64, count int, match string, _ Reading) (found [][]byte, next uint64, err error) {
+func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, slots sharding.SlotRange, cursor uint64, count int, match string, _ Reading) (found [][]byte, next uint64, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.onRead != nil {
+		n.onRead()
+	}
+	at := max(slots.From, uint16(cursor>>48))
+	to, ok := sharding.RunFrom(n.ownedBy(shard), at)
+	if !ok {
+		return nil, 0, transport.Errorf(transport.CodeSlotsMoved, "slot %d", at)
+	}
+	to = min(to, slots.To)
 	last := -1
 	for _, k := range n.shardKeys(shard) {
 		slot := int(sharding.SlotOf([]byte(k)))
-		if uint64(slot) < cursor>>48 {
+		if slot < int(at) || slot > int(to) {
 			continue
 		}
 		if len(found) >= count && slot != last {
@@ -443,18 +477,41 @@ func (n *fakeNode) ScanPage(_ context.Context, shard sharding.ShardID, cursor ui
 		}
 		last = slot
 	}
-	return found, 0, nil
+	return found, (uint64(to) + 1) << 48, nil
 }
 
-func (n *fakeNode) Size(_ context.Context, shard sharding.ShardID, _ Reading) (int64, error) {
+func (n *fakeNode) Size(_ context.Context, shard sharding.ShardID, _ Reading) (int64, []sharding.SlotRange, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return int64(len(n.shardKeys(shard))), nil
+	if n.onRead != nil {
+		n.onRead()
+	}
+	return int64(len(n.shardKeys(shard))), n.ownedBy(shard), nil
+}
+
+// owner is who owns a slot by the shards' own word: by the map, unless the test says otherwise.
+func (c *cluster) owner(slot sharding.Slot) sharding.ShardID {
+	if c.owners != nil {
+		return c.owners[slot]
+	}
+	return c.router.ShardOf(slot)
+}
+
+func (c *cluster) ownedBy(shard sharding.ShardID) (slots []sharding.SlotRange) {
+	for slot := range sharding.Slots {
+		if c.owner(sharding.Slot(slot)) == shard {
+			slots = append(slots, sharding.SlotRange{From: uint16(slot), To: uint16(slot)})
+		}
+	}
+	return slots
 }
 
 func (n *fakeNode) SlotKeys(_ context.Context, shard sharding.ShardID, slot sharding.Slot, _ Reading) (int64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.owner(slot) != shard {
+		return 0, transport.Errorf(transport.CodeSlotsMoved, "slot %d", slot)
+	}
 	count := int64(0)
 	for _, k := range n.shardKeys(shard) {
 		if sharding.SlotOf([]byte(k)) == slot {
@@ -467,6 +524,9 @@ func (n *fakeNode) SlotKeys(_ context.Context, shard sharding.ShardID, slot shar
 func (n *fakeNode) RandomKey(_ context.Context, shard sharding.ShardID, _ Reading) ([]byte, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.onRead != nil {
+		n.onRead()
+	}
 	keys := n.shardKeys(shard)
 	if len(keys) == 0 {
 		return nil, false, nil
@@ -514,6 +574,33 @@ func (n *fakeNode) CancelJob(ctx context.Context, id string) error {
 	return err
 }
 
+func (n *fakeNode) DeleteJob(ctx context.Context, id string) error {
+	if _, err := n.JobStatus(ctx, id); err != nil {
+		return err
+	}
+	if id == "job2" {
+		return transport.Errorf(transport.CodeRefused, "job job2 has not ended, it is running: cancel it first")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.jobs, id)
+	return nil
+}
+
+func (n *fakeNode) RetryJob(ctx context.Context, id, newID string) (string, error) {
+	if _, err := n.JobStatus(ctx, id); err != nil {
+		return "", err
+	}
+	if newID == "unsure" {
+		return "", fmt.Errorf("submit job unsure: %w", transport.Errorf(transport.CodeUncertain, "the leader was lost"))
+	}
+	return orElse(newID, id+"again"), nil
+}
+
+func (n *fakeNode) ExplainJob(_ context.Context, spec []byte) ([]byte, error) {
+	return []byte(`{"spec":` + string(spec) + `}`), nil
+}
+
 func (n *fakeNode) ListJobs(context.Context) ([]byte, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -522,6 +609,13 @@ func (n *fakeNode) ListJobs(context.Context) ([]byte, error) {
 		list = append(list, json.RawMessage(n.jobs["job"+strconv.Itoa(i+1)]))
 	}
 	return json.Marshal(list)
+}
+
+func (n *fakeNode) Backup(_ context.Context, words []string) ([]byte, error) {
+	if words[0] == "READ" {
+		return nil, transport.Errorf(transport.CodeNotFound, "view %s is gone", words[1])
+	}
+	return []byte(fmt.Sprint(words)), nil
 }
 
 func (n *fakeNode) Admin(_ context.Context, words []string) ([]byte, error) {

@@ -68,24 +68,6 @@ func (c *conn) topology() topology {
 	return topology{m: c.srv.backend.Router().Map(), leaders: c.srv.backend.Leaders(), c: c}
 }
 
-// bySlot returns the shards in the order of their first slots.
-func bySlot(m sharding.Map) []sharding.Shard {
-	shards := slices.Clone(m.Shards)
-	for i := range shards {
-		r := slices.Clone(shards[i].Slots)
-		slices.SortFunc(r, func(a, b sharding.SlotRange) int { return int(a.From) - int(b.From) })
-		shards[i].Slots = r
-	}
-	first := func(s sharding.Shard) int {
-		if len(s.Slots) == 0 {
-			return sharding.Slots
-		}
-		return int(s.Slots[0].From)
-	}
-	slices.SortStableFunc(shards, func(a, b sharding.Shard) int { return first(a) - first(b) })
-	return shards
-}
-
 // serving returns the nodes of a shard, its leader first. If that is not known,
 // it is the first replica's node that answers.
 func (t topology) serving(s sharding.Shard) []sharding.Node {
@@ -286,7 +268,7 @@ func (c *conn) clusterInfo(_ context.Context, _ [][]byte) error {
 			n += int(r.To) - int(r.From) + 1
 		}
 		assigned += n
-		if l := t.leaders.Of[s.ID]; l != "" {
+		if l := t.leaders.Of[s.ID]; l != "" && n > 0 {
 			ok += n
 			leading[l] = true
 		}
@@ -310,16 +292,19 @@ func (c *conn) countKeysInSlot(ctx context.Context, args [][]byte) error {
 		return errBadSlot
 	}
 	slot := sharding.Slot(n)
-	shard := c.srv.backend.Router().ShardOf(slot)
-	if shard == sharding.NoShard {
-		return refusef("CLUSTERDOWN Hash slot not served: %d", slot)
-	}
-	keys, err := c.srv.backend.SlotKeys(ctx, shard, slot, c.reading)
-	if err != nil {
+	var keys int64
+	err := c.settled(ctx, func(router *sharding.Router, how Reading) (err error) {
+		shard := router.ShardOf(slot)
+		if shard == sharding.NoShard {
+			return refusef("CLUSTERDOWN Hash slot not served: %d", slot)
+		}
+		keys, err = c.srv.backend.SlotKeys(ctx, shard, slot, how)
 		return err
+	})
+	if err == nil {
+		c.w.Int(keys)
 	}
-	c.w.Int(keys)
-	return nil
+	return err
 }
 
 // clusterEnabled is 1 on cluster ports: plain clients must not be made to think

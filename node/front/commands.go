@@ -28,6 +28,7 @@ type spec struct {
 	// never is the reply to a command that we refuse, saying what to use instead.
 	never string
 	subs  []*spec
+	need  need // see rights.go
 }
 
 type flags uint16
@@ -106,7 +107,7 @@ type table struct {
 
 func newTable() *table {
 	t := &table{byName: make(map[string]*spec)}
-	for _, list := range [][]*spec{stringCommands(), keyCommands(), multiCommands(), {idemCommand()}, adminCommands(), clusterCommands(), jobCommands(), neverCommands()} {
+	for _, list := range [][]*spec{stringCommands(), keyCommands(), multiCommands(), {idemCommand(), aclCommand()}, adminCommands(), clusterCommands(), jobCommands(), backupCommands(), neverCommands()} {
 		for _, s := range list {
 			if t.byName[s.name] != nil {
 				panic("front: command " + s.name + " is in the table twice")
@@ -121,6 +122,7 @@ func newTable() *table {
 			}
 		}
 	}
+	t.declareNeeds()
 	sort.Slice(t.sorted, func(i, j int) bool { return t.sorted[i].name < t.sorted[j].name })
 	return t
 }

@@ -17,6 +17,8 @@
 // What is queued between MULTI and EXEC (multi.go) is planned as a window when it is
 // queued, and executed as one command.
 //
+// Before a command is looked at otherwise, permit says whether the connection's user may run it (rights.go, auth.go).
+//
 // State: a conn belongs to its goroutine, but for the few fields CLIENT LIST
 // shows, which are behind its mutex. A Server owns the set of conns. Everything
 // else is the Backend's, and is read as immutable values.

@@ -14,7 +14,7 @@ import (
 
 // errorPrefixes are the first words that our errors can have; libraries decide
 // by them whether to retry. The last counts all others.
-var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "SESSIONEXPIRED", "EXECABORT", "BUSY", "NOTFOUND", "BADJOB", "DISKFULL", "NOPROTO", "WRONGPASS", "other"}
+var errorPrefixes = [...]string{"ERR", "MOVED", "CLUSTERDOWN", "TRYAGAIN", "UNCERTAIN", "CROSSSLOT", "TOOLARGE", "SESSIONEXPIRED", "EXECABORT", "BUSY", "NOTFOUND", "BADJOB", "DISKFULL", "NOPROTO", "WRONGPASS", "NOAUTH", "NOPERM", "LOADING", "other"}
 
 // refusal is an error reply: its prefix and text.
 type refusal string
@@ -97,6 +97,9 @@ func badJob(e *job.SpecError) string {
 	if e.Hint != "" {
 		text += " (" + e.Hint + ")"
 	}
+	if e.Where != "" { // an error is one line: tabs, which Where has not, take the place of its line ends
+		text += "\t" + strings.ReplaceAll(e.Where, "\n", "\t")
+	}
 	return text
 }
 
@@ -115,8 +118,8 @@ func resultError(r *command.Result) string {
 		return "TOOLARGE key or value over the limit of " + strconv.FormatInt(r.Int, 10) + " bytes"
 	case command.CodeDiskFull:
 		return "DISKFULL nothing was done: " + r.Code.String() + "; deletes and reads go on"
-	case command.CodeWrongShard:
-		return "TRYAGAIN nothing was done: the slot has moved to another shard"
+	case command.CodeWrongShard, command.CodeSlotsMoving:
+		return "TRYAGAIN nothing was done: the slot is moving to another shard"
 	case command.CodeSessionUnknown, command.CodeSessionExpired:
 		return "SESSIONEXPIRED not carried out now: the session, or this number of it, is forgotten; whether an earlier attempt was carried out is not known"
 	case command.CodeSessionFull:

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/abacusdb/abacus/compute/job"
 	"github.com/abacusdb/abacus/fsm/command"
 )
 
@@ -28,5 +29,14 @@ func TestResultErrors(t *testing.T) {
 		if passes := code == command.CodeWrongShard || code == command.CodeUninitialized; slices.Contains(repeated, prefix) != passes {
 			t.Errorf("%v: clients would repeat %q: %v", code, prefix, !passes)
 		}
+	}
+}
+
+// The place of a fault in a spec goes over the wire, in the one line that an error is.
+func TestBadJobShowsThePlace(t *testing.T) {
+	_, err := job.ParseSpec([]byte(`{"filter":"key sufix .jpg"}`))
+	text := errorText(err, true)
+	if want := "BADJOB filter: character 5: unknown \"sufix\" (one of prefix, suffix, re, range comes here; quote a text that has \" and \" in it)\tkey sufix .jpg\t    ^"; text != want {
+		t.Errorf("got  %q\nwant %q", text, want)
 	}
 }

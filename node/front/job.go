@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
@@ -22,16 +23,29 @@ func jobCommands() []*spec {
 		cmd("job.result", -2, flagReadOnly|flagBlocking, "Returns a job's record as JSON when it has ended, or as it is after WAIT milliseconds.", (*conn).jobResult),
 		cmd("job.cancel", 2, flagWrite, "Cancels a job.", (*conn).jobCancel),
 		cmd("job.list", 1, flagReadOnly, "Returns the records of all jobs as a JSON array.", (*conn).jobList),
+		cmd("job.explain", 2, flagReadOnly, "Returns what the job of a JSON spec would do as JSON, and does not run it.", (*conn).jobExplain),
+		cmd("job.retry", -2, flagWrite, "Queues the spec of a job that has ended once more, as a job of the id given or of one made up, and returns the id.", (*conn).jobRetry),
+		cmd("job.delete", 2, flagWrite, "Forgets a job that has ended, with its result.", (*conn).jobDelete),
+		cmd("job.help", 1, flagLoading|flagStale, "Lists the JOB commands.", (*conn).jobHelp),
 		cmd("abacus.status", 1, flagReadOnly, "Returns the state of nodes, shards and replicas as JSON.", (*conn).abacusStatus),
-		cmd("abacus.admin", -2, flagAdmin, "Changes nodes and moves replicas: node cordon|uncordon|drain|remove, shard move|cancel|pause|resume, rebalance plan|once|always|stop, upgrade.", (*conn).abacusAdmin),
+		cmd("abacus.admin", -2, flagAdmin, "Changes nodes and moves replicas: node cordon|uncordon|drain|remove|dead-after, shard move|cancel|pause|resume, rebalance plan|once|always|stop, recover plan|run, upgrade.", (*conn).abacusAdmin),
 	}
 }
 
 func (c *conn) jobSubmit(ctx context.Context, args [][]byte) error {
-	if _, err := job.ParseSpec(args[1]); err != nil { // a wrong one need not travel
+	spec, err := job.ParseSpec(args[1])
+	if err != nil { // a wrong one need not travel
+		return err
+	}
+	if err := c.jobDenied("job.submit", spec.Prefix); err != nil {
 		return err
 	}
 	id, err := c.srv.backend.SubmitJob(ctx, args[1])
+	return c.submitted(id, err)
+}
+
+// submitted answers with the id of a job that was queued, or says that it was not, or may have been.
+func (c *conn) submitted(id string, err error) error {
 	if err != nil {
 		if e := (*transport.Error)(nil); errors.As(err, &e) && !transport.Certain(e) {
 			return refusal(errUnknownFate + err.Error()) // whole: it names the job, to be looked for
@@ -39,6 +53,65 @@ func (c *conn) jobSubmit(ctx context.Context, args [][]byte) error {
 		return jobError(err)
 	}
 	c.w.BulkString(id)
+	return nil
+}
+
+func (c *conn) jobExplain(ctx context.Context, args [][]byte) error {
+	spec, err := job.ParseSpec(args[1])
+	if err != nil {
+		return err
+	}
+	if err := c.jobDenied("job.explain", spec.Prefix); err != nil {
+		return err
+	}
+	doc, err := c.srv.backend.ExplainJob(ctx, args[1])
+	return c.jsonReply(doc, err)
+}
+
+// jobRetry is JOB.RETRY id [newid]. With newid it may be repeated when the answer is lost.
+func (c *conn) jobRetry(ctx context.Context, args [][]byte) error {
+	if len(args) > 3 {
+		return errSyntax
+	}
+	id, err := c.jobID(args[1])
+	if err != nil {
+		return err
+	}
+	newID := ""
+	if len(args) == 3 {
+		newID = string(args[2])
+		if err := job.CheckID(newID); err != nil {
+			return err
+		}
+	}
+	if err := c.mayTouch(ctx, "job.retry", id); err != nil {
+		return err
+	}
+	newID, err = c.srv.backend.RetryJob(ctx, id, newID)
+	return c.submitted(newID, err)
+}
+
+func (c *conn) jobDelete(ctx context.Context, args [][]byte) error {
+	return c.touchJob(ctx, args[1], "job.delete", "job delete", c.srv.backend.DeleteJob)
+}
+
+var jobHelpLines = []string{
+	"JOB commands; a spec is JSON, such as {\"prefix\":\"num/\",\"as\":\"int\",\"reduce\":\"sum\"}:",
+	"JOB.SUBMIT spec", "    Queues a job and returns its id. With an id in the spec it may be repeated.",
+	"JOB.EXPLAIN spec", "    What it would do, as JSON: shards, nodes, tasks, and about how much it reads.",
+	"JOB.STATUS id", "    The job's record as JSON, with its tasks and events.",
+	"JOB.RESULT id [WAIT ms]", "    The record when it has ended, or as it is after ms milliseconds.",
+	"JOB.LIST", "    The records of all jobs, without tasks and events.",
+	"JOB.CANCEL id", "    Ends a job without a result.",
+	"JOB.RETRY id [newid]", "    Queues the spec of a job that has ended once more.",
+	"JOB.DELETE id", "    Forgets a job that has ended.",
+}
+
+func (c *conn) jobHelp(context.Context, [][]byte) error {
+	c.w.Array(len(jobHelpLines))
+	for _, line := range jobHelpLines {
+		c.w.SimpleString(line)
+	}
 	return nil
 }
 
@@ -75,7 +148,7 @@ func (c *conn) jobStatus(ctx context.Context, args [][]byte) error {
 		return err
 	}
 	record, err := c.srv.backend.JobStatus(ctx, id)
-	return c.jsonReply(record, err)
+	return c.jobReply("job.status", record, err)
 }
 
 // jobResult is JOB.RESULT id [WAIT ms].
@@ -101,15 +174,25 @@ func (c *conn) jobResult(_ context.Context, args [][]byte) error {
 	stop := context.AfterFunc(c.srv.stopping, cancel) // a node that stops does not wait for jobs
 	defer stop()
 	record, err := c.srv.backend.JobResult(ctx, id, wait)
-	return c.jsonReply(record, err)
+	return c.jobReply("job.result", record, err)
 }
 
 func (c *conn) jobCancel(ctx context.Context, args [][]byte) error {
-	id, err := c.jobID(args[1])
+	return c.touchJob(ctx, args[1], "job.cancel", "job cancel", c.srv.backend.CancelJob)
+}
+
+// touchJob does to a job what its user may do; that is audited.
+func (c *conn) touchJob(ctx context.Context, arg []byte, command, verb string, touch func(context.Context, string) error) error {
+	id, err := c.jobID(arg)
 	if err != nil {
 		return err
 	}
-	if err := c.srv.backend.CancelJob(ctx, id); err != nil {
+	if err := c.mayTouch(ctx, command, id); err != nil {
+		return err
+	}
+	err = touch(ctx, id)
+	c.audit(verb, []string{id}, err)
+	if err != nil {
 		return jobError(err)
 	}
 	c.w.SimpleString("OK")
@@ -118,6 +201,9 @@ func (c *conn) jobCancel(ctx context.Context, args [][]byte) error {
 
 func (c *conn) jobList(ctx context.Context, _ [][]byte) error {
 	list, err := c.srv.backend.ListJobs(ctx)
+	if err == nil {
+		list, err = VisibleJobs(c.auth.grant, list)
+	}
 	return c.jsonReply(list, err)
 }
 
@@ -133,6 +219,9 @@ func (c *conn) abacusAdmin(ctx context.Context, args [][]byte) error {
 		words = append(words, string(a))
 	}
 	answer, err := c.srv.backend.Admin(ctx, words)
+	if looks := len(words) > 1 && strings.EqualFold(words[0]+" "+words[1], "shard checked"); !looks || err != nil { // said again and again while one waits
+		c.audit("admin", words, err)
+	}
 	if err != nil {
 		return adminError(err)
 	}

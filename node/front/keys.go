@@ -3,12 +3,14 @@ package front
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/transport"
 )
 
 // keyCommands are those on keys, whatever their value, and on the key space.
@@ -104,30 +106,16 @@ func planTTL(millis, dated int64) func(*plan, *request) error {
 	}
 }
 
-// covered are the shards that SCAN, DBSIZE and RANDOMKEY are about, in the order
-// of their first slots: on a cluster port those led here, else all.
-func (c *conn) covered(m sharding.Map) []sharding.Shard {
-	var shards []sharding.Shard
-	leaders := c.srv.backend.Leaders()
-	for _, s := range bySlot(m) {
-		if len(s.Slots) > 0 && (c.srv.cfg.Mode != ModeCluster || leaders.Leads(s.ID)) {
-			shards = append(shards, s)
-		}
-	}
-	return shards
-}
-
 const (
 	maxScanCount = 10_000
-	// scanPages bounds the shards that one SCAN looks at for its keys.
+	// scanPages bounds the runs of slots that one SCAN looks at for its keys.
 	scanPages = 16
 )
 
 // scan is SCAN cursor [MATCH glob] [COUNT n] [TYPE t].
 //
-// A cursor is the cursor within a shard, whose upper bits are a slot, so it
-// tells the shard by itself and needs no state here: shards are gone through in
-// the order of their first slots.
+// A cursor's upper bits are a slot and the lower ones a place in it, the same
+// whichever shard owns the slot: it needs no state here and stays good when slots move.
 func (c *conn) scan(ctx context.Context, args [][]byte) error {
 	cursor, err := strconv.ParseUint(string(args[1]), 10, 64)
 	if err != nil || cursor>>48 >= sharding.Slots {
@@ -176,99 +164,137 @@ func (c *conn) scan(ctx context.Context, args [][]byte) error {
 	return nil
 }
 
+// scanPage goes through the slots in order, run by run, each from the shard that owns it now: so a key that stays is
+// found whatever slots change hands, for all of a slot's keys move with it, and none moves to a slot that was passed.
 func (c *conn) scanPage(ctx context.Context, cursor uint64, count int, match string) ([][]byte, uint64, error) {
-	router := c.srv.backend.Router()
-	shards := c.covered(router.Map())
-	at := router.ShardOf(sharding.Slot(cursor >> 48))
-	next := 0
-	if m := router.Map(); cursor != 0 {
-		s, ok := m.Shard(at)
-		if !ok || len(s.Slots) == 0 {
-			return nil, 0, errBadCursor
+	var keys [][]byte
+	for page := 0; ; page++ {
+		var found [][]byte
+		var after uint64
+		ended := false
+		ask := func(router *sharding.Router, how Reading) error {
+			shard, slots, ok, err := c.runAt(router, cursor)
+			if ended = !ok; err != nil || ended {
+				return err
+			}
+			cursor = max(cursor, uint64(slots.From)<<48)
+			if len(keys) >= count || page == scanPages {
+				return nil
+			}
+			found, after, err = c.srv.backend.ScanPage(ctx, shard, slots, cursor, count-len(keys), match, how)
+			return err
 		}
-		for next < len(shards) && shards[next].Slots[0].From <= s.Slots[0].From {
-			next++
+		var err error
+		if len(keys) == 0 {
+			err = c.settled(ctx, ask)
+		} else {
+			err = ask(c.srv.backend.Router(), c.reading)
 		}
 		switch {
-		case next > 0 && shards[next-1].ID == at:
-			next--
-		case cursor != start(s):
-			// Led elsewhere by now, but this scan has begun it: the new leader's
-			// scan may have been past it already.
-			shards, next = append([]sharding.Shard{s}, shards[next:]...), 0
-		default: // not begun, and no longer ours
-			cursor = 0
-		}
-	}
-	var keys [][]byte
-	for page := 0; next < len(shards); page++ {
-		s := shards[next]
-		if cursor == 0 || router.ShardOf(sharding.Slot(cursor>>48)) != s.ID {
-			cursor = start(s)
-		}
-		if len(keys) >= count || page == scanPages {
+		case err != nil && len(keys) == 0:
+			return nil, 0, err
+		case err != nil: // what was found is good; the client comes again for the rest
+			return keys, cursor, nil
+		case ended:
+			return keys, 0, nil
+		case after == 0:
 			return keys, cursor, nil
 		}
-		found, after, err := c.srv.backend.ScanPage(ctx, s.ID, cursor, count-len(keys), match, c.reading)
-		if err != nil {
-			if len(keys) > 0 { // what was found is good; the client comes again for the rest
-				return keys, cursor, nil
-			}
-			return nil, 0, err
-		}
-		keys = append(keys, found...)
-		if cursor = after; after == 0 {
-			next++
-		}
+		keys, cursor = append(keys, c.auth.readable(found)...), after
 	}
-	return keys, 0, nil
 }
 
-// start is the cursor of a shard's beginning. For the shard of slot 0 it is 0,
-// which is the beginning of everything.
-func start(s sharding.Shard) uint64 { return uint64(s.Slots[0].From) << 48 }
+// runAt returns the run of slots of one shard in which a scan goes on; ok is false after the last. On a cluster port
+// the scan is of the slots led here, but for a run that it has begun: if that is led elsewhere by now, the
+// new leader's scan may have been past it already.
+func (c *conn) runAt(router *sharding.Router, cursor uint64) (id sharding.ShardID, slots sharding.SlotRange, ok bool, err error) {
+	m := router.Map()
+	for slot := cursor >> 48; slot < sharding.Slots; {
+		slots.From = sharding.Slot(slot)
+		id = router.ShardOf(slots.From)
+		s, _ := m.Shard(id)
+		if slots.To, ok = sharding.RunFrom(s.Slots, slots.From); !ok {
+			return id, slots, false, refusef("CLUSTERDOWN Hash slot not served: %d", slot)
+		}
+		begins := func(r sharding.SlotRange) bool { return cursor == uint64(r.From)<<48 }
+		begun := slot == cursor>>48 && !slices.ContainsFunc(s.Slots, begins)
+		if begun || c.covers(id) {
+			return id, slots, true, nil
+		}
+		slot = uint64(slots.To) + 1
+	}
+	return id, slots, false, nil
+}
 
 func (c *conn) dbSize(ctx context.Context, _ [][]byte) error {
-	shards := c.covered(c.srv.backend.Router().Map())
-	var mu sync.Mutex
 	var total int64
-	var failed error
+	err := c.settled(ctx, func(router *sharding.Router, how Reading) (err error) {
+		total, err = c.count(ctx, router.Map(), how)
+		return err
+	})
+	if err == nil {
+		c.w.Int(total)
+	}
+	return err
+}
+
+// count adds up the keys of all shards, each slot once, or is CodeSlotsMoved. On a cluster port it is about
+// the shards led here, whatever slots these have.
+func (c *conn) count(ctx context.Context, m sharding.Map, how Reading) (total int64, err error) {
+	var mu sync.Mutex
+	var owned []sharding.SlotRange
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 16)
-	for _, s := range shards {
-		slots <- struct{}{}
+	turns := make(chan struct{}, 16)
+	for _, s := range c.covered(m) {
+		turns <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-slots }()
-			n, err := c.srv.backend.Size(ctx, s.ID, c.reading)
+			defer func() { <-turns }()
+			n, slots, failed := c.srv.backend.Size(ctx, s.ID, how)
 			mu.Lock()
 			defer mu.Unlock()
-			if total += n; err != nil {
-				failed = err
+			total += n
+			owned = append(owned, slots...)
+			if failed != nil {
+				err = failed
 			}
 		})
 	}
 	wg.Wait()
-	if failed != nil {
-		return failed
+	if err != nil {
+		return 0, err
 	}
-	c.w.Int(total)
-	return nil
+	if slot, ok := sharding.Partition(owned); !ok && c.srv.cfg.Mode != ModeCluster && len(m.Shards) > 0 {
+		return 0, transport.Errorf(transport.CodeSlotsMoved, "slot %d is changing hands", slot)
+	}
+	return total, nil
 }
 
 func (c *conn) randomKey(ctx context.Context, _ [][]byte) error {
-	shards := c.covered(c.srv.backend.Router().Map())
-	rand.Shuffle(len(shards), func(i, j int) { shards[i], shards[j] = shards[j], shards[i] })
-	for _, s := range shards {
-		key, ok, err := c.srv.backend.RandomKey(ctx, s.ID, c.reading)
-		if err != nil {
-			return err
+	var key []byte
+	found := false
+	err := c.settled(ctx, func(router *sharding.Router, how Reading) (err error) {
+		shards := c.covered(router.Map())
+		rand.Shuffle(len(shards), func(i, j int) { shards[i], shards[j] = shards[j], shards[i] })
+		for _, s := range shards {
+			if key, found, err = c.srv.backend.RandomKey(ctx, s.ID, how); err != nil || found {
+				return err
+			}
 		}
-		if ok {
-			c.w.Bulk(key)
-			return nil
+		// Nobody has any: for certain, or because the keys were on their way from one shard to another.
+		n, err := c.count(ctx, router.Map(), how)
+		if err == nil && n > 0 {
+			err = transport.Errorf(transport.CodeSlotsMoved, "%d keys have come or moved while one was looked for", n)
 		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case found:
+		c.w.Bulk(key)
+	default:
+		c.w.Null()
 	}
-	c.w.Null()
 	return nil
 }
 
@@ -284,6 +310,9 @@ func (c *conn) wait(_ context.Context, args [][]byte) error {
 	}
 	least := -1
 	for _, s := range c.srv.backend.Router().Map().Shards {
+		if len(s.Slots) == 0 { // nothing is written there
+			continue
+		}
 		if n := len(s.Replicas) / 2; least < 0 || n < least {
 			least = n
 		}

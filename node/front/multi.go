@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/sharding"
@@ -24,7 +25,9 @@ type transaction struct {
 
 	watched [][]byte
 	indexes []uint64 // of watched: a change above it stops EXEC
-	size    int64    // what is held, charged to Server.buffered
+	// shards are whose log the indexes are of: slots may have come to another since.
+	shards []sharding.ShardID
+	size   int64 // what is held, charged to Server.buffered
 }
 
 const (
@@ -222,7 +225,8 @@ func (c *conn) watch(ctx context.Context, args [][]byte) (err error) {
 	if err := tx.settle(p.parts, &p); err != nil {
 		return err
 	}
-	index, err := c.srv.backend.Index(ctx, p.groups[p.parts[0].group].shard)
+	shard := p.groups[p.parts[0].group].shard
+	index, err := c.srv.backend.Index(ctx, shard)
 	if err != nil {
 		return err
 	}
@@ -232,7 +236,7 @@ func (c *conn) watch(ctx context.Context, args [][]byte) (err error) {
 	}
 	for _, key := range keys {
 		if !slices.ContainsFunc(tx.watched, func(k []byte) bool { return bytes.Equal(k, key) }) { // the older index holds
-			tx.watched, tx.indexes = append(tx.watched, key), append(tx.indexes, index)
+			tx.watched, tx.indexes, tx.shards = append(tx.watched, key), append(tx.indexes, index), append(tx.shards, shard)
 		}
 	}
 	c.w.SimpleString("OK")
@@ -247,6 +251,9 @@ func (c *conn) exec(ctx context.Context, t Tag) error {
 	}
 	defer c.endTx()
 	p := &tx.plan
+	if text := c.deniedSince(p); text != "" {
+		return refusal(text)
+	}
 	switch {
 	case tx.broken:
 		return errExecAbort
@@ -267,23 +274,32 @@ func (c *conn) exec(ctx context.Context, t Tag) error {
 		if len(p.groups[i].cmds) == 0 { // of a command that was refused
 			continue
 		}
-		if queued != nil {
-			return refusal("TRYAGAIN nothing was done: the slot has moved to another shard")
+		// More than one if the slot came to another shard between two of them, which were queued in this order; unless it
+		// has come back.
+		if queued != nil && changes(p.parts) > 1 {
+			return refusal("TRYAGAIN nothing was done: the slot has moved to another shard and back")
 		}
-		queued = p.groups[i].cmds
+		queued = append(queued[:len(queued):len(queued)], p.groups[i].cmds...)
 	}
-	cmd.Values = [][]byte{command.AppendCommands(nil, queued), command.AppendIndexes(nil, tx.indexes)}
 	shard := c.srv.backend.Router().ShardOf(sharding.Slot(tx.slot))
 	if shard == sharding.NoShard {
 		return refusef("CLUSTERDOWN Hash slot not served: %d", tx.slot)
 	}
+	for i := range tx.indexes {
+		if tx.shards[i] != shard { // its log says nothing of who changed the key before
+			tx.indexes[i] = 0
+		}
+	}
+	cmd.Values = [][]byte{command.AppendCommands(nil, queued), command.AppendIndexes(nil, tx.indexes)}
 	if most := int64(p.values) * int64(c.srv.cfg.Limits.MaxValue); most > 0 {
 		if err := c.srv.replies.Acquire(ctx, most); err != nil {
 			return errRepliesFull
 		}
 		defer c.srv.replies.Release(most)
 	}
+	began := time.Now()
 	results, err := c.srv.backend.Exec(ctx, shard, []command.Command{cmd})
+	c.srv.stats.writes.add(time.Since(began), 1)
 	if err == nil && len(results) != 1 {
 		err = transport.Errorf(transport.CodeUncertain, "%d answers to a transaction", len(results))
 	}
@@ -299,9 +315,8 @@ func (c *conn) exec(ctx context.Context, t Tag) error {
 		return refusal(errUnknownFate + "the answers are not as many as the commands")
 	default:
 		for i := range p.groups {
-			if len(p.groups[i].cmds) > 0 {
-				p.groups[i].results = res.Array
-			}
+			n := len(p.groups[i].cmds)
+			p.groups[i].results, res.Array = res.Array[:n], res.Array[n:]
 		}
 		c.w.Array(len(p.requests))
 		for i := range p.requests {
@@ -320,4 +335,14 @@ func (c *conn) reads() Reading {
 		r.Stale = false
 	}
 	return r
+}
+
+// changes is how often neighbours of the parts are of different groups.
+func changes(parts []part) (n int) {
+	for i := 1; i < len(parts); i++ {
+		if parts[i].group != parts[i-1].group {
+			n++
+		}
+	}
+	return n
 }

@@ -16,7 +16,6 @@ func neverCommands() []*spec {
 		{"replicaof slaveof failover psync sync replconf", "server", "every shard is replicated and elects its leader by itself: start a node with 'abacusd --join', and see 'abacus status'"},
 		{"save bgsave bgrewriteaof lastsave", "server", "every acknowledged write is on disk on a majority already"},
 		{"debug monitor shutdown slowlog latency module swapdb", "server", "see /metrics and /v1/status on the node's HTTP address, and stop a node with SIGTERM"},
-		{"acl", "server", "there are no users yet: ports bind to loopback unless --insecure is given"},
 		{"hset hget hmset hmget hgetall hgetdel hgetex hsetex hdel hexists hincrby hincrbyfloat hkeys hlen hrandfield hscan hsetnx hstrlen hvals hexpire hexpireat hexpiretime hpexpire hpexpireat hpexpiretime hpersist httl hpttl", "hash",
 			onlyStrings + "SET each field under a key of its own (user/7/name), or one JSON document, of which jobs take fields (--as json --map json:PATH)"},
 		{"lpush lpushx rpush rpushx lpop rpop llen lindex linsert lrange lrem lset ltrim lpos lmove lmpop rpoplpush blpop brpop blmove blmpop brpoplpush", "list",

@@ -13,11 +13,15 @@ import (
 func (c *conn) run(cmds []resp.Command) {
 	c.srv.stats.pipelines.Add(1)
 	c.lastActive.Store(time.Now().UnixNano())
+	c.lookUpUsers()
 	c.plan.reset()
 	c.pace.begin(c.srv.cfg.CommandTimeout)
 	for i := range cmds {
 		args := cmds[i].Args
 		spec, err := c.srv.table.resolve(args)
+		if err == "" {
+			err = c.permit(spec, args)
+		}
 		c.srv.stats.commands.Add(1)
 		if err == "" && (spec.run != nil || i == len(cmds)-1) {
 			c.lastSpec.Store(spec)
@@ -124,7 +128,9 @@ func (c *conn) flushPlan() {
 		return
 	}
 	c.flushLate()
+	began := time.Now()
 	held := p.execute(c.term.until(c.srv.ctx, &c.pace))
+	p.timed(time.Since(began))
 	for i := range p.requests {
 		p.reply(&p.requests[i])
 	}

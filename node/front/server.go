@@ -17,6 +17,7 @@ import (
 
 	"github.com/abacusdb/abacus/fsm/command"
 	"github.com/abacusdb/abacus/transport"
+	"github.com/abacusdb/abacus/transport/cert"
 	"github.com/abacusdb/abacus/transport/resp"
 )
 
@@ -50,7 +51,10 @@ type Config struct {
 	WriteTimeout time.Duration
 	// Now is the wall clock, for what is told or asked in times of day. Default time.Now.
 	Now func() time.Time
-	Log *slog.Logger
+	// AuthTimeout is how long a connection that has not authenticated, where it must, may be silent before it is
+	// cut off: it takes a place of MaxClients. Default 60 s.
+	AuthTimeout time.Duration
+	Log         *slog.Logger
 }
 
 func (c *Config) setDefaults() {
@@ -60,7 +64,7 @@ func (c *Config) setDefaults() {
 	defaults := []struct {
 		v *time.Duration
 		d time.Duration
-	}{{&c.CommandTimeout, 3 * time.Second}, {&c.CompleteTimeout, time.Minute}, {&c.WriteTimeout, 30 * time.Second}, {&c.IdleAfter, 10 * time.Second}}
+	}{{&c.AuthTimeout, time.Minute}, {&c.CommandTimeout, 3 * time.Second}, {&c.CompleteTimeout, time.Minute}, {&c.WriteTimeout, 30 * time.Second}, {&c.IdleAfter, 10 * time.Second}}
 	for _, f := range defaults {
 		if *f.v <= 0 {
 			*f.v = f.d
@@ -262,6 +266,7 @@ type conn struct {
 	tx *transaction
 	// quit: the connection ends after the replies written so far.
 	quit bool
+	auth authed
 
 	// What CLIENT LIST shows of other connections.
 	lastSpec   atomic.Pointer[spec]
@@ -269,6 +274,7 @@ type conn struct {
 	mu         sync.Mutex
 	// Behind mu for who else reads them; written by the owner only.
 	name, libName, libVer string
+	user                  string
 	proto                 int
 }
 
@@ -279,6 +285,7 @@ func newConn(s *Server, nc net.Conn, id int64) *conn {
 	c.r = resp.NewReader(&c.in, resp.Limits{MaxCommandBytes: s.cfg.MaxCommandBytes})
 	c.w = resp.NewWriter(&connWriter{nc: nc, timeout: s.cfg.WriteTimeout})
 	c.plan.init(c)
+	c.lookUpUsers()
 	return c
 }
 
@@ -290,6 +297,9 @@ func (c *conn) serve() {
 		c.in.begin()
 		cmds, err = c.r.ReadPipeline(cmds[:0])
 		if errors.Is(err, os.ErrDeadlineExceeded) && !c.r.Partial() && !c.srv.closing.Load() {
+			if c.auth.grant == nil && c.in.shrunk.Load() {
+				break // it was told to authenticate, and says nothing
+			}
 			c.shrink() // idle: most connections are, most of the time
 			cmds = nil
 			continue
@@ -325,6 +335,8 @@ func (c *conn) hangUp(err error) {
 		c.err("ERR " + bad.Error())
 	case errors.Is(err, errPeer):
 		c.err("ERR this is a client port, not a peer port")
+	case errors.Is(err, errTLS):
+		c.err("ERR this port does not speak TLS")
 	case errors.Is(err, errBuffers):
 		c.err("TRYAGAIN nothing was done: this node holds too many bytes of unfinished requests")
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing.Load():
@@ -340,9 +352,9 @@ func (c *conn) hangUp(err error) {
 	}
 	// Closing a socket with unread bytes resets it, and the reset overtakes
 	// the reply: take in what the client is still sending, for a moment.
-	if tcp, ok := c.nc.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
-		tcp.SetReadDeadline(time.Now().Add(time.Second))
-		io.CopyN(io.Discard, tcp, 4<<20)
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		c.nc.SetReadDeadline(time.Now().Add(time.Second))
+		io.CopyN(io.Discard, c.nc, 4<<20)
 	}
 }
 
@@ -350,6 +362,7 @@ var (
 	errBuffers = errors.New("front: too many request bytes buffered")
 	errClosing = errors.New("front: closing")
 	errPeer    = errors.New("front: a peer's hello")
+	errTLS     = errors.New("front: a TLS handshake")
 )
 
 // freeBytes of a request are not charged to the server's budget: ordinary
@@ -401,6 +414,8 @@ func (r *connReader) Read(p []byte) (int, error) {
 			r.begun = now
 		}
 		r.setDeadline(r.begun.Add(srv.cfg.CompleteTimeout))
+	case r.shrunk.Load() && r.c.auth.grant == nil:
+		r.setDeadline(now.Add(srv.cfg.AuthTimeout))
 	case r.shrunk.Load():
 		r.setDeadline(time.Time{})
 	case r.partial || r.until.Sub(now) < srv.cfg.IdleAfter/2: // not at each read: it costs as much as the rest
@@ -416,6 +431,9 @@ func (r *connReader) Read(p []byte) (int, error) {
 		// the end of its line.
 		if r.met = true; transport.IsHello(p[:n]) {
 			return 0, errPeer
+		}
+		if cert.IsHello(p[:n]) {
+			return 0, errTLS
 		}
 	}
 	if n > 0 && r.shrunk.Load() {
@@ -458,24 +476,30 @@ func (w *connWriter) Write(p []byte) (int, error) {
 // counters of one server.
 type counters struct {
 	accepted, refused, commands, pipelines atomic.Uint64
+	authFailed, denied                     atomic.Uint64
 	errors                                 [len(errorPrefixes)]atomic.Uint64
+	reads, writes                          timing
 }
 
 // Stats are the counters of a port since it was opened.
 type Stats struct {
-	Clients   int               // connected now
-	Accepted  uint64            // connections
-	Refused   uint64            // connections over MaxClients or MaxBufferedBytes
-	Commands  uint64            // executed or refused
-	Pipelines uint64            // read
-	Buffered  int64             // request bytes held now, beyond 64 KiB per connection
-	Errors    map[string]uint64 // replies by prefix: ERR, MOVED, CLUSTERDOWN, ...
+	Clients   int    // connected now
+	Accepted  uint64 // connections
+	Refused   uint64 // connections over MaxClients or MaxBufferedBytes
+	Commands  uint64 // executed or refused
+	Pipelines uint64 // read
+	// AuthFailed counts what was no user's name and token; Denied, commands that somebody had no right to.
+	AuthFailed, Denied uint64
+	Buffered           int64             // request bytes held now, beyond 64 KiB per connection
+	Errors             map[string]uint64 // replies by prefix: ERR, MOVED, CLUSTERDOWN, ...
+	// Reads and Writes are the times of commands on keys from when they are there to when they are answered; a transaction is one write.
+	Reads, Writes Latency
 }
 
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	st := Stats{Clients: s.clients(), Accepted: s.stats.accepted.Load(), Refused: s.stats.refused.Load(), Commands: s.stats.commands.Load(),
-		Pipelines: s.stats.pipelines.Load(), Buffered: s.buffered.Load(), Errors: make(map[string]uint64, len(errorPrefixes))}
+		Pipelines: s.stats.pipelines.Load(), AuthFailed: s.stats.authFailed.Load(), Denied: s.stats.denied.Load(), Buffered: s.buffered.Load(), Errors: make(map[string]uint64, len(errorPrefixes)), Reads: s.stats.reads.load(), Writes: s.stats.writes.load()}
 	for i, p := range errorPrefixes {
 		st.Errors[p] = s.stats.errors[i].Load()
 	}

@@ -326,6 +326,8 @@ func roundsMGet(c *conn, ctx context.Context, args [][]byte) error {
 		return errRepliesFull
 	}
 	defer c.srv.replies.Release(room)
+	began := time.Now()
+	defer func() { c.srv.stats.reads.add(time.Since(began), 1) }()
 	for from := 1; from < len(args); {
 		to := min(from+windowValues, len(args))
 		p.add(c.srv.table.byName["mget"], args[from-1:to])

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -88,8 +89,26 @@ func (cl *client) run(stop <-chan struct{}, loads []workload.Workload, shards in
 			w := loads[cl.rng.IntN(len(loads))]
 			group = append(group, w.Next(cl.rng, shard, reads || cl.rng.IntN(4) == 0))
 		}
-		cl.do(sharding.ShardID(shard), group)
+		parts := cl.parts(shard, group)
+		for _, to := range slices.Sorted(maps.Keys(parts)) {
+			cl.do(to, parts[to])
+		}
 	}
+}
+
+// parts are a group by the shards that own its keys, as the client's node knows them. Now and then they are left together: to a shard that has given
+// some of the slots away they go together, too.
+func (cl *client) parts(shard int, group []workload.Call) map[sharding.ShardID][]workload.Call {
+	l := cl.c.members[cl.at].life.Load()
+	if l == nil || cl.rng.IntN(4) == 0 {
+		return map[sharding.ShardID][]workload.Call{sharding.ShardID(shard): group}
+	}
+	router, parts := l.node.Router(), map[sharding.ShardID][]workload.Call{}
+	for _, a := range group {
+		_, to := router.Locate([]byte(a.Op.Key))
+		parts[to] = append(parts[to], a)
+	}
+	return parts
 }
 
 const (
@@ -110,18 +129,27 @@ func (cl *client) do(shard sharding.ShardID, group []workload.Call) workload.Out
 	}
 	numbered := !harmless && cl.numbers && cl.number(cmds)
 	results, o := cl.exec(shard, cmds, harmless, numbered)
-	cl.counts[o].Add(int64(len(group)))
 	for i, a := range group {
 		var r workload.Result
-		if o == workload.Answered {
-			if results[i].Kind == command.KindError {
-				cl.c.fault("shard %d answers %+v with error %d", shard, a.Op, results[i].Code)
-			}
+		o := o
+		switch {
+		case o != workload.Answered:
+		case moving(results[i]):
+			o = workload.Failed
+		case results[i].Kind == command.KindError:
+			cl.c.fault("shard %d answers %+v with error %d", shard, a.Op, results[i].Code)
+		default:
 			r = toResult(a.Op, results[i])
 		}
+		cl.counts[o].Add(1)
 		a.Settle(o, r)
 	}
 	return o
+}
+
+// moving says that a command was not carried out, for its slot is on its way to another shard.
+func moving(r command.Result) bool {
+	return r.Code == command.CodeWrongShard || r.Code == command.CodeSlotsMoving
 }
 
 // number gives the writes of a group numbers in the client's session, or says that
@@ -174,6 +202,10 @@ func (cl *client) exec(shard sharding.ShardID, cmds []command.Command, harmless,
 				return r.Code == command.CodeSessionExpired || r.Code == command.CodeSessionUnknown
 			}) {
 				cl.c.fault("session %d is forgotten, and %d others at most were used since", cl.session, cl.c.opt.Clients)
+			}
+			if (harmless || numbered) && slices.ContainsFunc(results, moving) {
+				unknown = unknown || numbered // of those that were carried out the answers are not looked at
+				break
 			}
 			return results, workload.Answered
 		case !harmless && (dead || !transport.Certain(err)):

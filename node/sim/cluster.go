@@ -47,6 +47,7 @@ type cluster struct {
 	members []*member
 	journal *journal
 	zombies sync.WaitGroup // what crashed and has not ended yet
+	shards  int            // in the end
 
 	mu     sync.Mutex
 	faults []error // violations found while it runs
@@ -294,6 +295,13 @@ func (c *cluster) release() error {
 			}
 		}
 	}
+	for _, mv := range node.Router().Map().SlotMoves {
+		if mv.Paused {
+			if err := say("slots", "resume", fmt.Sprint(mv.ID)); err != nil {
+				return err
+			}
+		}
+	}
 	return say("rebalance", "once")
 }
 
@@ -313,7 +321,14 @@ func (c *cluster) complete() error {
 	if m.Balance != sharding.BalanceNever {
 		return fmt.Errorf("the cluster is not even yet: %s", m.Balance)
 	}
+	if len(m.SlotMoves) > 0 {
+		mv := m.SlotMoves[0]
+		return fmt.Errorf("slot move %d, from shard %d to %d, goes on; it waits for %q", mv.ID, mv.From, mv.To, m.WhySlotMoveWaits(mv.ID))
+	}
 	for _, sh := range m.Shards {
+		if sh.Founding != "" {
+			return fmt.Errorf("shard %d is still to be founded by %s", sh.ID, sh.Founding)
+		}
 		if sh.Move != nil {
 			return fmt.Errorf("shard %d: %s moves to %s", sh.ID, sh.Move.From, sh.Move.To)
 		}

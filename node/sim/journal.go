@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 )
 
 // journal keeps the nodes' last log lines for a failure's report, and counts
@@ -20,6 +21,7 @@ const journalLines = 4000
 type journalState struct {
 	mu     sync.Mutex
 	counts map[string]int
+	frozen time.Duration // longest that was told of
 	// What matters is kept longer than what Raft tells of each election.
 	info, debug ring
 }
@@ -53,6 +55,10 @@ const (
 	saysSnapshot = "snapshot taken"
 	saysInstall  = "restored snapshot"
 	saysMoved    = "replica moved"
+	// These tell how long nobody served the slots, in saysFrozen, and that they stayed where they were.
+	saysSlotsMoved = "slots moved"
+	saysSlotsStay  = "slots stay"
+	saysFrozen     = "frozen"
 )
 
 func newJournal() *journal {
@@ -65,6 +71,14 @@ func (j *journal) Handle(_ context.Context, r slog.Record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.counts[r.Message]++
+	if r.Message == saysSlotsMoved {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == saysFrozen {
+				j.frozen = max(j.frozen, a.Value.Duration())
+			}
+			return true
+		})
+	}
 	if l := (line{r.Clone(), j.with}); r.Level >= slog.LevelInfo {
 		j.info.add(l)
 	} else {
@@ -83,6 +97,12 @@ func (j *journal) count(message string) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.counts[message]
+}
+
+func (j *journal) longestFreeze() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.frozen
 }
 
 // text is the last lines, oldest first, with virtual times.

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -33,7 +34,7 @@ func (n *nemesis) run() {
 		every time.Duration
 		fault func(rng *rand.Rand)
 	}{
-		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"late", f.Late, n.late}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members}, {"wishes", f.Wishes, n.wish},
+		{"crash", f.Crash, n.crash}, {"cut", f.Cut, n.cut}, {"late", f.Late, n.late}, {"slow", f.Slow, n.slow}, {"move", f.Move, n.move}, {"members", f.Members, n.members}, {"wishes", f.Wishes, n.wish}, {"slots", f.Slots, n.slots}, {"look", f.Look, n.look},
 	} {
 		if k.every < 0 {
 			continue
@@ -77,6 +78,15 @@ func some[T any](rng *rand.Rand, list []T, k int) []T {
 	return list[:min(k, len(list))]
 }
 
+// shard is one that there is, by chance.
+func (n *nemesis) shard(rng *rand.Rand) sharding.ShardID {
+	list := n.c.newest().Shards
+	if len(list) == 0 { // nobody is up
+		return 0
+	}
+	return list[rng.IntN(len(list))].ID
+}
+
 // crash stops one node, several, or all at one instant. Each comes back after a
 // time of its own; the loop goes on meanwhile.
 func (n *nemesis) crash(rng *rand.Rand) {
@@ -115,7 +125,7 @@ func (n *nemesis) cut(rng *rand.Rand) {
 		ids = append(ids, m.id)
 	}
 	ids = some(rng, ids, len(ids))
-	if l, _ := n.c.leader(sharding.ShardID(rng.IntN(n.c.opt.Shards))); l != nil && rng.IntN(2) == 0 {
+	if l, _ := n.c.leader(n.shard(rng)); l != nil && rng.IntN(2) == 0 {
 		i := slices.Index(ids, l.id) // a leader sees most of what may go wrong
 		ids[0], ids[i] = ids[i], ids[0]
 	}
@@ -157,7 +167,7 @@ func (n *nemesis) cut(rng *rand.Rand) {
 // another: whatever it then reads from its own state is old.
 func (n *nemesis) late(rng *rand.Rand) {
 	net := n.c.net
-	l, _ := n.c.leader(sharding.ShardID(rng.IntN(n.c.opt.Shards)))
+	l, _ := n.c.leader(n.shard(rng))
 	if l == nil {
 		return
 	}
@@ -241,7 +251,7 @@ func (n *nemesis) slow(rng *rand.Rand) {
 
 // move hands a leadership to another voter.
 func (n *nemesis) move(rng *rand.Rand) {
-	shard := sharding.ShardID(rng.IntN(n.c.opt.Shards))
+	shard := n.shard(rng)
 	l, st := n.c.leader(shard)
 	if st == nil {
 		return
@@ -280,7 +290,7 @@ func (n *nemesis) members(rng *rand.Rand) {
 	next := m.Clone()
 	next.Epoch++
 	sh := &next.Shards[rng.IntN(len(next.Shards))]
-	if sh.Move != nil {
+	if sh.Move != nil || sh.Founding != "" { // nobody may join who founds it
 		return
 	}
 	var free []sharding.NodeID
@@ -321,7 +331,7 @@ func (n *nemesis) wish(rng *rand.Rand) {
 		return
 	}
 	one := func() string { return n.c.members[rng.IntN(len(n.c.members))].id }
-	shard := strconv.Itoa(rng.IntN(n.c.opt.Shards))
+	shard := fmt.Sprint(n.shard(rng))
 	words := [][]string{
 		{"node", "drain", one()}, {"node", "drain", one()}, {"node", "drain", one(), one()}, {"node", "cordon", one()},
 		{"node", "uncordon", one()}, {"node", "uncordon", one()}, {"node", "uncordon", one()},
@@ -329,12 +339,17 @@ func (n *nemesis) wish(rng *rand.Rand) {
 		{"shard", "pause", shard}, {"shard", "resume", shard}, {"shard", "cancel", shard},
 		{"rebalance", "once"}, {"rebalance", "always"}, {"rebalance", "stop"},
 	}[rng.IntN(16)]
+	n.say(l, words, func(r *Report) { r.Wishes++ })
+}
+
+// say has a node do what an administrator says. counts is for what it has taken; that it does not know the words is a fault.
+func (n *nemesis) say(l *life, words []string, counts func(*Report)) {
 	ctx, cancel := context.WithTimeout(l.ctx, 3*time.Second)
 	defer cancel()
 	_, err := l.node.Admin(ctx, words)
 	switch code := transport.CodeOf(err); {
 	case err == nil:
-		n.count(func(r *Report) { r.Wishes++ })
+		n.count(counts)
 	case code == transport.CodeBadRequest:
 		n.c.fault("%v: %w", words, err)
 	}

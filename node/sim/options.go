@@ -46,6 +46,10 @@ type Faults struct {
 	// Wishes is what an administrator asks for: drain a node, cordon it, use it again, move a replica, pause that or take it
 	// back, rebalance. Default 1.5 s.
 	Wishes time.Duration
+	// Slots is what is asked for of slots: split a shard, move them, pause that or take it back. Default 700 ms.
+	Slots time.Duration
+	// Look is no fault: whether two shards serve one slot is looked at so often. Default 500 ms.
+	Look time.Duration
 }
 
 func orDefault[T comparable](v *T, d T) {
@@ -81,6 +85,8 @@ func (o Options) withDefaults(seed uint64) Options {
 	orDefault(&f.Move, 3*time.Second)
 	orDefault(&f.Members, 3*time.Second)
 	orDefault(&f.Wishes, 1500*time.Millisecond)
+	orDefault(&f.Slots, 700*time.Millisecond)
+	orDefault(&f.Look, 500*time.Millisecond)
 	return o
 }
 
@@ -92,19 +98,24 @@ type Report struct {
 
 	OK, Failed, Uncertain int // commands: answered, certainly not carried out, unknown
 
-	Crashes   int    // nodes stopped
-	Cuts      int    // that swallowed something
-	IdleCuts  int    // that swallowed nothing
-	Slow      int    // delays, losses, pauses, slow disks
-	Moves     int    // transfers of leadership asked for
-	Members   int    // changes of the shard map
-	Wishes    int    // of an administrator, taken down
-	Moved     int    // replicas that have gone to another node
-	Cut, Lost uint64 // messages swallowed by cuts, and by chance
-	Installs  int    // snapshots that a replica took
-	Snapshots int    // logs cut
-	Elections int    // leaderships begun
-	Keys      int    // whose histories were judged
+	Crashes              int           // nodes stopped
+	Cuts                 int           // that swallowed something
+	IdleCuts             int           // that swallowed nothing
+	Slow                 int           // delays, losses, pauses, slow disks
+	Moves                int           // transfers of leadership asked for
+	Members              int           // changes of the shard map
+	Wishes               int           // of an administrator, taken down
+	Moved                int           // replicas that have gone to another node
+	SlotWishes           int           // of an administrator, about slots, taken down
+	SlotMoves, SlotsStay int           // moves of slots that came to their end, and that were given up
+	Splits               int           // shards that came by splits
+	Freeze               time.Duration // longest, virtual, in which nobody served slots that moved
+	Looks                int           // at who serves which slots, at half of the shards or more
+	Cut, Lost            uint64        // messages swallowed by cuts, and by chance
+	Installs             int           // snapshots that a replica took
+	Snapshots            int           // logs cut
+	Elections            int           // leaderships begun
+	Keys                 int           // whose histories were judged
 }
 
 // Add adds another scenario's report.
@@ -123,6 +134,12 @@ func (r *Report) Add(o Report) {
 	r.Members += o.Members
 	r.Wishes += o.Wishes
 	r.Moved += o.Moved
+	r.SlotWishes += o.SlotWishes
+	r.SlotMoves += o.SlotMoves
+	r.SlotsStay += o.SlotsStay
+	r.Splits += o.Splits
+	r.Freeze = max(r.Freeze, o.Freeze)
+	r.Looks += o.Looks
 	r.Lost += o.Lost
 	r.Cut += o.Cut
 	r.Installs += o.Installs
@@ -135,6 +152,7 @@ func (r Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "simulated %v in %v: ops %d ok %d failed %d uncertain; %d crashes, %d cuts (%d idle, %d swallowed), %d slow (%d lost), %d transfers, %d member changes, %d wishes, %d replicas moved; ",
 		r.Simulated.Round(time.Second), r.Wall.Round(10*time.Millisecond), r.OK, r.Failed, r.Uncertain, r.Crashes, r.Cuts, r.IdleCuts, r.Cut, r.Slow, r.Lost, r.Moves, r.Members, r.Wishes, r.Moved)
+	fmt.Fprintf(&b, "%d wishes of slots: %d moves ended, %d given up, %d splits, frozen %v at most, %d looks; ", r.SlotWishes, r.SlotMoves, r.SlotsStay, r.Splits, r.Freeze.Round(time.Millisecond), r.Looks)
 	fmt.Fprintf(&b, "%d elections, %d snapshots, %d installs; %d keys checked", r.Elections, r.Snapshots, r.Installs, r.Keys)
 	return b.String()
 }
@@ -150,6 +168,8 @@ func (o Options) floors(r Report) error {
 	}
 	want("crashes", r.Crashes, o.Faults.Crash, 0.3)
 	want("cuts", r.Cuts, o.Faults.Cut, 0.15)
+	want("looks at who serves which slots", r.Looks, o.Faults.Look, 0.05)
+	want("wishes about slots", r.SlotWishes, o.Faults.Slots, 0.05)
 	want("answered commands", r.OK, o.Think/time.Duration(o.Clients), 0.1)
 	if all := r.OK + r.Failed + r.Uncertain; r.OK*10 < all*3 {
 		faults = append(faults, fmt.Sprintf("%d of %d commands answered, want 30%%", r.OK, all))

@@ -32,6 +32,11 @@ func TestPlanted(t *testing.T) {
 		{planted.LogNotMonotonic, Options{}},
 		{planted.EarlyCompaction, Options{}},
 		{planted.SkipSessionCheck, Options{}},
+		// Slots are on the move all the time, and clients write all the time.
+		{planted.FreezeLate, Options{Clients: 12, Think: 5 * time.Millisecond, Duration: 20 * time.Second, Faults: Faults{Slots: 100 * time.Millisecond, Crash: 5 * time.Second, Cut: 3 * time.Second, Late: -1, Members: -1, Wishes: -1}}},
+		{planted.LoseChanges, Options{Clients: 12, Think: 5 * time.Millisecond, Duration: 20 * time.Second, Faults: Faults{Slots: 100 * time.Millisecond, Crash: 5 * time.Second, Cut: 3 * time.Second, Late: -1, Members: -1, Wishes: -1}}},
+		// Answers are lost, too, and what had none is sent again to the new owner.
+		{planted.ForgetAnswers, Options{Clients: 16, Think: 5 * time.Millisecond, Faults: Faults{Slots: 100 * time.Millisecond, Cut: 200 * time.Millisecond, Crash: 2 * time.Second, Late: -1, Members: -1, Wishes: -1}}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {
 			options := filepath.Join(t.TempDir(), "options.json")

@@ -148,6 +148,7 @@ func (s *scenario) bubble() {
 	r := &s.report
 	r.OK, r.Failed, r.Uncertain = int(counts[workload.Answered].Load()), int(counts[workload.Failed].Load()), int(counts[workload.Uncertain].Load())
 	r.Elections, r.Snapshots, r.Installs, r.Moved = c.journal.count(saysLeading), c.journal.count(saysSnapshot), c.journal.count(saysInstall), c.journal.count(saysMoved)
+	r.SlotMoves, r.SlotsStay, r.Splits, r.Freeze = c.journal.count(saysSlotsMoved), c.journal.count(saysSlotsStay), max(0, c.shards-s.opt.Shards), c.journal.longestFreeze()
 	r.Simulated = time.Since(began)
 	swallowed := c.net.Swallowed()
 	r.Cut, r.Lost = swallowed.Cut, swallowed.Lost
@@ -165,6 +166,10 @@ func (s *scenario) finish(c *cluster, counts *[3]atomic.Int64) error {
 	if err := until("the healed cluster is complete", settle, c.complete); err != nil {
 		return err
 	}
+	if err := until("each slot is one shard's", settle, func() error { return c.ownedOnce(c.newest()) }); err != nil {
+		return err
+	}
+	c.shards = len(c.newest().Shards)
 	cl := &client{c: c, rng: newRand(s.seed, "final"), counts: counts}
 	groups := map[sharding.ShardID][]workload.Call{}
 	router := sharding.NewRouter(c.newest())
