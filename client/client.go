@@ -2,12 +2,15 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/abacusdb/abacus/transport/cert"
 )
 
 // Config says how to reach a cluster. Zero fields take the default.
@@ -16,6 +19,9 @@ type Config struct {
 	// enough to begin: the others are learnt. More survive a node that is down
 	// when the client starts.
 	Addrs []string
+	// User and Token are who this client is, for clusters with users. The token alone is enough; with the user, another's token is refused.
+	// A cluster without users takes any, so clients can be given theirs before users are turned on.
+	User, Token string
 	// Timeout bounds a call whose context has no deadline, all its attempts
 	// together. Default 10 s.
 	Timeout time.Duration
@@ -46,7 +52,12 @@ type Config struct {
 	// user waits; a service outlives a restart of the whole cluster without it.
 	// Default 0: no limit but the call's own.
 	GiveUpRefused time.Duration
-	// Dial opens a connection. Default: TCP.
+	// TLS, if it is set, has all connections speak TLS. Without ServerName, the certificate of a node must be for the host of the
+	// address that is dialled.
+	TLS *tls.Config
+	// TLSFiles is TLS with certificates from files, which are read again when they change. Connections are then made anew, without a call that fails.
+	TLSFiles *TLSFiles
+	// Dial opens a connection; TLS comes on top of it. Default: TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
 
@@ -87,11 +98,17 @@ func (c *Config) validate() error {
 			faults = append(faults, fmt.Errorf("field %s: %v is negative", name, d))
 		}
 	}
+	if c.User != "" && c.Token == "" {
+		faults = append(faults, fmt.Errorf("field User: %q without a Token", c.User))
+	}
 	if c.MaxStale != 0 && (!c.Stale || c.MaxStale < time.Millisecond) {
 		faults = append(faults, fmt.Errorf("field MaxStale: %v is not at least 1ms, with Stale", c.MaxStale))
 	}
 	if c.Conns < 0 || c.Conns > 1024 {
 		faults = append(faults, fmt.Errorf("field Conns: %d is not within 1..1024", c.Conns))
+	}
+	if c.TLS != nil && c.TLSFiles != nil {
+		faults = append(faults, errors.New("fields TLS and TLSFiles: one of them"))
 	}
 	if c.MaxPendingBytes < 0 {
 		faults = append(faults, fmt.Errorf("field MaxPendingBytes: %d is negative", c.MaxPendingBytes))
@@ -112,6 +129,9 @@ type Client struct {
 	learnedAt   time.Time
 
 	spread atomic.Uint32 // numbers conns and private lanes
+
+	// certs are those of Config.TLSFiles, nil without.
+	certs *cert.Source
 
 	numbers numbers // of writes
 	stats   stats
@@ -145,6 +165,9 @@ func Open(cfg Config) (*Client, error) {
 		c.seeds.add(a)
 	}
 	c.life, c.end = context.WithCancelCause(context.Background())
+	if err := c.secure(); err != nil {
+		return nil, fmt.Errorf("open client: %w", err)
+	}
 	return c, nil
 }
 
@@ -195,7 +218,7 @@ func (c *Client) link(addr string, wide bool, private int) (*link, error) {
 	}
 	l := c.links[key]
 	if l == nil {
-		l = &link{addr: addr, cfg: &c.cfg}
+		l = &link{addr: addr, cfg: &c.cfg, certs: c.certs, quit: c.life.Done()}
 		c.links[key] = l
 	}
 	return l, nil

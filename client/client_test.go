@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -422,6 +423,134 @@ func TestJobs(t *testing.T) {
 	}
 }
 
+// A retry and a delete whose answers are lost are sent again and count once; an explanation runs nothing.
+func TestJobsAgain(t *testing.T) {
+	c := clienttest.New(t, 2)
+	var (
+		mu   sync.Mutex
+		seen []string
+		lost = map[string]bool{}
+	)
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		mu.Lock()
+		defer mu.Unlock()
+		if !strings.HasPrefix(r.Args[0], "JOB.") {
+			return clienttest.Serve
+		}
+		seen = append(seen, strings.Join(r.Args, " "))
+		if !lost[r.Args[0]] {
+			lost[r.Args[0]] = true
+			return clienttest.Refuse
+		}
+		switch {
+		case len(r.Args) > 1 && r.Args[1] == "running":
+			r.Reply.Error("ERR job running has not ended, it is running: cancel it first")
+		case r.Args[0] == "JOB.RETRY":
+			r.Reply.BulkString(r.Args[2])
+		case r.Args[0] == "JOB.DELETE":
+			r.Reply.SimpleString("OK")
+		case r.Args[0] == "JOB.EXPLAIN":
+			r.Reply.BulkString(`{"spec":{"prefix":"a/","as":"string","map":"value","reduce":"count","on_error":"fail"},"shards":[{"shard":1,"tasks":3}],"tasks":3}`)
+		}
+		return clienttest.Done
+	})
+	cl, ctx := open(t, c), t.Context()
+	if id, err := cl.RetryJob(ctx, "old", ""); err != nil || id == "" || seen[0] != "JOB.RETRY old "+id || seen[1] != seen[0] {
+		t.Errorf("retry: %q, %v, sent %q", id, err, seen)
+	}
+	if id, err := cl.RetryJob(ctx, "old", "new"); err != nil || id != "new" {
+		t.Errorf("retry under an id: %q, %v", id, err)
+	}
+	seen = nil
+	if err := cl.DeleteJob(ctx, "old"); err != nil || len(seen) != 2 {
+		t.Errorf("delete: %v, sent %q", err, seen)
+	}
+	if err := cl.DeleteJob(ctx, "running"); err == nil || !strings.Contains(err.Error(), "cancel it first") {
+		t.Errorf("delete of a running job: %v", err)
+	}
+	if e, err := cl.ExplainJob(ctx, job.Spec{Prefix: "a/"}); err != nil || e.Tasks != 3 || len(e.Shards) != 1 || e.Spec.Reduce != job.ReduceCount {
+		t.Errorf("explain: %+v, %v", e, err)
+	}
+	if _, err := cl.ExplainJob(ctx, job.Spec{Reduce: "multiply"}); !errors.Is(err, client.ErrBadJob) {
+		t.Errorf("explain a bad job: %v", err)
+	}
+}
+
+// Every event is told once and in order, those that came while nobody asked and those that were dropped meanwhile included.
+func TestJobEvents(t *testing.T) {
+	c := clienttest.New(t, 1)
+	var (
+		mu    sync.Mutex
+		rec   = job.Record{ID: "a", State: job.Running}
+		asked int
+	)
+	log := func(n int) {
+		for range n {
+			rec.Log(time.UnixMilli(1), fmt.Sprint(rec.EventsOmitted+len(rec.Events)+1))
+		}
+	}
+	log(2)
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		mu.Lock()
+		defer mu.Unlock()
+		if !strings.HasPrefix(r.Args[0], "JOB.") {
+			return clienttest.Serve
+		}
+		switch asked++; asked {
+		case 3:
+			log(1)
+		case 4:
+			log(job.MaxEvents + 7) // 110 by now, of which 10 are gone
+		case 5:
+			log(1)
+			rec.State = job.Succeeded
+		}
+		text, err := json.Marshal(rec)
+		if err != nil {
+			t.Error(err)
+		}
+		r.Reply.Bulk(text)
+		return clienttest.Done
+	})
+	cl := open(t, c)
+	var told []string
+	got, err := cl.JobEvents(t.Context(), "a", func(e job.Event) error { told = append(told, e.Text); return nil })
+	if err != nil || got.State != job.Succeeded {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	want := []string{"1", "2", "3", "(7 events are not kept)"}
+	for n := 11; n <= 111; n++ {
+		want = append(want, fmt.Sprint(n))
+	}
+	if !slices.Equal(told, want) {
+		t.Errorf("told %q", told)
+	}
+	told = nil // of a job that has ended
+	if _, err := cl.JobEvents(t.Context(), "a", func(e job.Event) error { told = append(told, e.Text); return nil }); err != nil || len(told) != 101 || told[0] != "(11 events are not kept)" {
+		t.Errorf("%v: %q", err, told)
+	}
+	stop := errors.New("enough")
+	if _, err := cl.JobEvents(t.Context(), "a", func(job.Event) error { return stop }); err != stop {
+		t.Errorf("stopped: %v", err)
+	}
+	mu.Lock()
+	rec, asked = job.Record{ID: "a", State: job.Running}, 10
+	log(1)
+	mu.Unlock()
+	seen := 0
+	if _, err := cl.JobEvents(t.Context(), "a", func(job.Event) error {
+		if seen++; seen == 2 {
+			return stop
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		log(1) // heard of with the next look; the job never ends
+		return nil
+	}); err != stop {
+		t.Errorf("stopped while it runs: %v", err)
+	}
+}
+
 func TestClose(t *testing.T) {
 	before := runtime.NumGoroutine()
 	c := clienttest.New(t, 1)
@@ -465,7 +594,7 @@ func TestConfigFaultsAreAllNamed(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)

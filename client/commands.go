@@ -36,11 +36,11 @@ var specs = map[string]spec{
 
 	"PING": readWide, "ECHO": readWide, "INFO": readWide, "TIME": readWide, "COMMAND": readWide, "CLUSTER": readWide,
 	"DBSIZE": readWide, "SCAN": readWide, "RANDOMKEY": readWide,
-	"ABACUS.STATUS": readWide, "JOB.STATUS": readWide, "JOB.RESULT": readWide, "JOB.LIST": readWide,
+	"ABACUS.STATUS": readWide, "JOB.STATUS": readWide, "JOB.RESULT": readWide, "JOB.LIST": readWide, "JOB.EXPLAIN": readWide, "JOB.HELP": readWide,
 	"MULTI": {shared: true}, "EXEC": {shared: true}, "DISCARD": {shared: true}, "WATCH": {shared: true}, "UNWATCH": {shared: true},
-	"RESET": {shared: true}, "QUIT": {shared: true}, "HELLO": {shared: true}, "SELECT": {shared: true},
+	"RESET": {shared: true}, "QUIT": {shared: true}, "HELLO": {shared: true}, "AUTH": {shared: true}, "SELECT": {shared: true},
 
-	"JOB.CANCEL": {wide: true}, "JOB.SUBMIT": {wide: true},
+	"JOB.CANCEL": {wide: true}, "JOB.SUBMIT": {wide: true}, "JOB.RETRY": {wide: true}, "JOB.DELETE": {wide: true},
 }
 
 // Cmd is one command: its name and arguments, as bytes.

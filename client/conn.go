@@ -66,6 +66,7 @@ type conn struct {
 	inflight []*flight // taken, in the order of the answers to come
 	heard    time.Time // when the node last sent anything
 	err      error     // set once; nothing is queued after that
+	ending   bool      // nothing is queued any more; the last answer ends it
 
 	loops sync.WaitGroup
 }
@@ -92,8 +93,10 @@ func (c *conn) start(ctx context.Context, f *flight) error {
 		}
 	}
 	c.mu.Lock()
-	if c.err != nil {
-		err := c.err
+	if err := c.err; err != nil || c.ending {
+		if err == nil {
+			err = errReplaced
+		}
 		c.mu.Unlock()
 		c.room.Release(f.weight)
 		return &linkError{addr: c.addr, err: err}
@@ -144,6 +147,13 @@ func (c *conn) failed() bool {
 	}
 }
 
+// cause is why the conn failed; nil if it has not.
+func (c *conn) cause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
 // fail ends the conn: queued flights certainly were not sent, taken ones may
 // have been executed, unless the node never took the conn.
 func (c *conn) fail(err error) {
@@ -159,7 +169,7 @@ func (c *conn) fail(err error) {
 
 	close(c.dead)
 	c.nc.Close() // wakes both loops
-	sent := !errors.Is(err, ErrTooManyClients) && !errors.Is(err, ErrNotClientPort)
+	sent := !errors.Is(err, ErrTooManyClients) && !errors.Is(err, ErrNotClientPort) && !errors.Is(err, ErrTLS)
 	for _, f := range inflight {
 		c.finish(f, &linkError{addr: c.addr, sent: sent, err: err})
 	}
@@ -302,7 +312,14 @@ func (c *conn) runReader() {
 			if first && errors.As(err, &garbled) {
 				err = fmt.Errorf("%w: %w", ErrNotClientPort, err)
 			}
+			if first { // what a node says to a client's certificate comes after the handshake
+				err = tlsError(err)
+			}
 			c.fail(fmt.Errorf("receive: %w", stalled(err)))
+			return
+		}
+		if first && wantsTLS(reply) {
+			c.fail(fmt.Errorf("%w: the node takes nothing without it", ErrTLS))
 			return
 		}
 		if first && isTooManyClients(reply) {
@@ -332,9 +349,14 @@ func (c *conn) runReader() {
 			c.inflight[0] = nil
 			c.inflight = c.inflight[1:]
 		}
+		last := c.ending && c.idleLocked()
 		c.mu.Unlock()
 		if complete {
 			c.finish(f, nil)
+		}
+		if last {
+			c.fail(errReplaced)
+			return
 		}
 	}
 }

@@ -19,6 +19,9 @@ var (
 	// It was certainly not executed.
 	ErrUnavailable = errors.New("cluster unavailable")
 
+	// ErrBusy: too many jobs wait already, and this one was not queued. The message says when to try again.
+	ErrBusy = errors.New("too many jobs wait")
+
 	// ErrTimeout is in the chain, beside ErrUncertain or ErrUnavailable, when
 	// the caller's deadline ended the attempts.
 	ErrTimeout = errors.New("deadline passed")
@@ -26,6 +29,10 @@ var (
 	// ErrTooManyClients is in the chain, beside ErrUnavailable, when the node that
 	// was asked last had as many clients as it takes.
 	ErrTooManyClients = errors.New("the node has as many clients as it takes")
+
+	// ErrTLS is in the chain, beside ErrUnavailable, when a node that was asked speaks TLS and we do not, or the other way round, or
+	// when one side's certificate was not taken.
+	ErrTLS = errors.New("no agreement on TLS")
 
 	// ErrNotClientPort is in the chain, beside ErrUnavailable, when what listens at
 	// the address does not speak the protocol of a node's client port.
@@ -40,6 +47,12 @@ var (
 	// ErrDiskFull: a disk of the cluster has no room for more data. The command was
 	// certainly not executed, and is not worth repeating until somebody has made room.
 	ErrDiskFull = errors.New("disk full")
+
+	// ErrAuth: the cluster does not know the user and token, or was not given any.
+	ErrAuth = errors.New("not authenticated")
+
+	// ErrNoPermission: the user has no right to the command, or to a key of it. It was not executed.
+	ErrNoPermission = errors.New("no permission")
 
 	// ErrBadJob: the job's specification was refused.
 	ErrBadJob = errors.New("bad job")
@@ -67,8 +80,14 @@ func (e *ServerError) Is(target error) bool {
 		return e.Code == "TOOLARGE"
 	case ErrDiskFull:
 		return e.Code == "DISKFULL"
+	case ErrAuth:
+		return e.Code == "NOAUTH" || e.Code == "WRONGPASS"
+	case ErrNoPermission:
+		return e.Code == "NOPERM"
 	case ErrBadJob:
 		return e.Code == "BADJOB"
+	case ErrBusy:
+		return e.Code == "BUSY"
 	case ErrUncertain:
 		return e.Code == "UNCERTAIN"
 	}
@@ -93,6 +112,9 @@ func parseServerError(text string) *ServerError {
 	if code == "" || strings.ToUpper(code) != code {
 		return &ServerError{Code: "ERR", Message: text}
 	}
+	if code == "BADJOB" { // a tab begins a line, as those that show the place of a fault
+		rest = strings.ReplaceAll(rest, "\t", "\n")
+	}
 	return &ServerError{Code: code, Message: rest}
 }
 
@@ -113,6 +135,10 @@ func (e *CommandError) Error() string {
 		switch e.Command {
 		case "JOB.SUBMIT":
 			hint = " (it may have been submitted: look at the list of jobs, or submit it again with the same id)"
+		case "JOB.RETRY":
+			hint = " (it may have been submitted: look at the list of jobs, or try it again with the same new id)"
+		case "JOB.DELETE":
+			hint = " (it may have been deleted: look at the list of jobs, or delete it again)"
 		case "JOB.CANCEL":
 			hint = " (it may have been cancelled: look at its status, or cancel it again)"
 		}

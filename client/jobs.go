@@ -38,6 +38,102 @@ func (c *Client) SubmitJob(ctx context.Context, spec job.Spec) (id string, err e
 // newJobID makes an id of 100 random bits.
 func newJobID() string { return "j-" + strings.ToLower(rand.Text())[:20] }
 
+// RetryJob submits the spec of a job that has ended once more, as job newID, and returns that; empty: an id is made up.
+// ErrNotFound: the cluster does not know the job id. It is refused if the job has not ended. A lost answer is asked for again,
+// as with SubmitJob; what is still not known then is ErrUncertain, returned with the new id.
+func (c *Client) RetryJob(ctx context.Context, id, newID string) (string, error) {
+	if newID == "" {
+		newID = newJobID()
+	}
+	cmd := Command("JOB.RETRY", id, newID)
+	cmd.Repeatable = true // the new id is one job however often it is asked for
+	if r := c.DoMulti(ctx, []Cmd{cmd})[0]; r.Err != nil {
+		return newID, r.Err
+	}
+	return newID, nil
+}
+
+// DeleteJob forgets a job that has ended, and its result with it. It is refused if the job has not ended. ErrNotFound: there is
+// no such job; after an answer that was lost that is the success of an earlier attempt.
+func (c *Client) DeleteJob(ctx context.Context, id string) error {
+	cmd := Command("JOB.DELETE", id)
+	cmd.Repeatable = true // to delete twice is to delete once
+	return c.DoMulti(ctx, []Cmd{cmd})[0].Err
+}
+
+// ExplainJob returns what a job would do: which shards and nodes would read about how much. Nothing is run.
+func (c *Client) ExplainJob(ctx context.Context, spec job.Spec) (job.Explanation, error) {
+	var e job.Explanation
+	spec = spec.WithDefaults()
+	if err := spec.Validate(); err != nil {
+		return e, fmt.Errorf("%w: %w", ErrBadJob, err)
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return e, fmt.Errorf("encode job: %w", err)
+	}
+	r, err := c.Do(ctx, "JOB.EXPLAIN", string(text))
+	if err != nil {
+		return e, err
+	}
+	if text, err = wantBytes("JOB.EXPLAIN", r); err != nil {
+		return e, err
+	}
+	if err := json.Unmarshal(text, &e); err != nil {
+		return e, fmt.Errorf("parse the explanation: %w", err)
+	}
+	return e, nil
+}
+
+// JobEvents tells what happens to a job, from its beginning, until it has ended, and returns its record then. each is called on this
+// goroutine, for every event once and in order; events that were dropped before they could be told are an event that says how
+// many. When each returns an error, that is returned. When ctx ends the job goes on.
+func (c *Client) JobEvents(ctx context.Context, id string, each func(job.Event) error) (job.Record, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	told := 0
+	tell := func(rec job.Record) error {
+		if missed := rec.EventsOmitted - told; missed > 0 {
+			e := job.Event{AtMillis: rec.SubmittedMillis, Text: fmt.Sprintf("(%d events are not kept)", missed)}
+			if len(rec.Events) > 0 {
+				e.AtMillis = rec.Events[0].AtMillis
+			}
+			told = rec.EventsOmitted
+			if err := each(e); err != nil {
+				return err
+			}
+		}
+		for _, e := range rec.Events[min(told-rec.EventsOmitted, len(rec.Events)):] {
+			told++
+			if err := each(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var failed error
+	rec, err := c.JobStatus(ctx, id)
+	if err == nil && !rec.State.Finished() {
+		if failed = tell(rec); failed != nil {
+			return rec, failed
+		}
+		rec, err = c.JobWait(ctx, id, func(r job.Record) {
+			if failed == nil {
+				if failed = tell(r); failed != nil {
+					cancel(failed)
+				}
+			}
+		})
+	}
+	switch {
+	case failed != nil:
+		return rec, failed
+	case err != nil:
+		return rec, err
+	}
+	return rec, tell(rec)
+}
+
 // JobStatus returns a job's record as it stands. ErrNotFound: the cluster does
 // not know the job, or has forgotten it.
 func (c *Client) JobStatus(ctx context.Context, id string) (job.Record, error) {
@@ -95,7 +191,7 @@ func (c *Client) JobResult(ctx context.Context, id string) (job.Value, error) {
 	return *rec.Result, nil
 }
 
-// CancelJob ends a job. To cancel one that has ended changes nothing.
+// CancelJob ends a job. To cancel one that is cancelled changes nothing; one that has ended otherwise is refused, as a *ServerError.
 func (c *Client) CancelJob(ctx context.Context, id string) error {
 	cmd := Command("JOB.CANCEL", id)
 	cmd.Repeatable = true // to cancel twice is to cancel once

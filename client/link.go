@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/abacusdb/abacus/transport/cert"
 )
 
 // link is the way to one address: it dials when a conn is needed and there is
@@ -19,6 +21,7 @@ type link struct {
 
 	mu      sync.Mutex
 	conn    *conn
+	noted   bool          // by noteEnd
 	dialing chan struct{} // closed when the dial under way has ended; nil if there is none
 	closed  bool
 
@@ -27,6 +30,11 @@ type link struct {
 	lastErr  error     // of the last dial
 	// refusedAt is when the first of the dials in a row ended that were all refused.
 	refusedAt time.Time
+	// made is the generation of certs that conn was made with; drains are conns that end because there is a newer one.
+	certs  *cert.Source // nil: none, or they never change
+	made   uint64
+	drains sync.WaitGroup
+	quit   <-chan struct{} // closed when the client closes
 }
 
 const (
@@ -43,12 +51,20 @@ func (l *link) get(ctx context.Context) (*conn, error) {
 			return nil, &linkError{addr: l.addr, err: ErrClosed}
 		}
 		if l.conn != nil {
-			if !l.conn.failed() {
+			stale := l.made != l.generation()
+			if !stale && !l.conn.failed() {
 				c := l.conn
 				l.mu.Unlock()
 				return c, nil
 			}
 			old := l.conn
+			l.noteEnd()
+			if stale && !old.failed() {
+				l.conn, l.failures, l.refusedAt = nil, 0, time.Time{}
+				l.drains.Go(func() { old.drain(l.quit) })
+				l.mu.Unlock()
+				continue
+			}
 			l.conn = nil
 			l.mu.Unlock()
 			old.close() // waits for its loops, which have been told already
@@ -80,30 +96,29 @@ func (l *link) get(ctx context.Context) (*conn, error) {
 func (l *link) dial(done chan struct{}) {
 	defer close(done)
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.DialTimeout)
+	defer cancel()
+	var c *conn
+	generation := l.generation()
 	nc, err := l.cfg.Dial(ctx, l.addr)
-	cancel()
+	if err == nil {
+		c = newConn(l.addr, nc, l.cfg.Stall, int64(l.cfg.MaxPendingBytes))
+		if err = c.authenticate(ctx, l.cfg); err != nil {
+			c.close()
+		}
+	}
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dialing = nil
 	if err != nil {
-		l.failures++
-		l.lastErr = fmt.Errorf("connect: %w", err)
-		switch {
-		case !isRefusal(err):
-			l.refusedAt = time.Time{}
-		case l.refusedAt.IsZero():
-			l.refusedAt = time.Now()
-		}
-		l.retryAt = time.Now().Add(min(dialBackoffMin<<min(l.failures, 10), dialBackoffMax))
+		l.noteFailed(err)
 		return
 	}
 	if l.closed {
-		nc.Close()
+		c.close()
 		return
 	}
-	l.failures, l.refusedAt = 0, time.Time{}
-	l.conn = newConn(l.addr, nc, l.cfg.Stall, int64(l.cfg.MaxPendingBytes))
+	l.made, l.conn, l.noted = generation, c, false // failures stay until the conn has shown that it is good: noteEnd
 	if l.cfg.Stale {
 		// Before all others. Nobody waits for the answer: a node that refuses it gives
 		// more than was asked for.
@@ -115,11 +130,61 @@ func (l *link) dial(done chan struct{}) {
 	}
 }
 
-// isRefusal says that nobody listens there, which is known at once: other
+// noteFailed has the next dial wait a little, the longer the more of them failed. Called with mu held.
+func (l *link) noteFailed(err error) {
+	l.failures++
+	l.lastErr = fmt.Errorf("connect: %w", err)
+	switch {
+	case !isRefusal(err):
+		l.refusedAt = time.Time{}
+	case l.refusedAt.IsZero():
+		l.refusedAt = time.Now()
+	}
+	l.retryAt = time.Now().Add(min(dialBackoffMin<<min(l.failures, 10), dialBackoffMax))
+}
+
+// noteEnd looks at how the conn ended, once. A node says what it thinks of a certificate after the dial, when TLS 1.3 has the
+// handshake done for us: such a conn is a dial that was refused, and without that nobody would give up before the time-out.
+// Called with mu held.
+func (l *link) noteEnd() {
+	if l.conn == nil || l.noted || !l.conn.failed() {
+		return
+	}
+	l.noted = true
+	if err := l.conn.cause(); errors.Is(err, ErrTLS) {
+		l.noteFailed(err)
+		return
+	}
+	l.failures, l.refusedAt = 0, time.Time{}
+}
+
+// authenticate says who we are, before anything else, and waits for the answer.
+func (c *conn) authenticate(ctx context.Context, cfg *Config) error {
+	if cfg.Token == "" {
+		return nil
+	}
+	user := cfg.User
+	if user == "" {
+		user = "default" // whoever has the token
+	}
+	f := newFlight([]Cmd{Command("AUTH", user, cfg.Token)})
+	if err := c.start(ctx, f); err != nil {
+		return err
+	}
+	if err := c.wait(ctx, f); err != nil {
+		return err
+	}
+	if text, refused := replyError(f.replies[0]); refused {
+		return parseServerError(text)
+	}
+	return nil
+}
+
+// isRefusal says that nobody listens there, or that who does cannot prove himself, which is known at once: other
 // failed dials may be those of a slow network.
 func isRefusal(err error) bool {
 	var name *net.DNSError
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &name) && name.IsNotFound
+	return errors.Is(err, ErrTLS) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &name) && name.IsNotFound
 }
 
 // refused says since when dials have been refused (zero: they were not), and
@@ -127,6 +192,7 @@ func isRefusal(err error) bool {
 func (l *link) refused() (since time.Time, up bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.noteEnd()
 	return l.refusedAt, l.conn != nil && !l.conn.failed()
 }
 
@@ -139,6 +205,7 @@ func (l *link) close() {
 	if c != nil {
 		c.close()
 	}
+	l.drains.Wait()
 	if dialing != nil {
 		<-dialing // bounded by DialTimeout
 	}

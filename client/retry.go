@@ -80,8 +80,11 @@ func (c *Client) runPiece(ctx context.Context, cmds []Cmd, results []Result, pri
 					numbered = append(numbered, p)
 					continue
 				}
-				p.last = unnumbered(err)
-				p.giveUp(ctx, c)
+				if p.last = unnumbered(err); errors.Is(err, ErrAuth) || errors.Is(err, ErrNoPermission) {
+					p.out.Err = p.refused(p.last)
+				} else {
+					p.giveUp(ctx, c)
+				}
 			}
 			pending = numbered
 		}
@@ -269,6 +272,10 @@ func (p *call) settle(c *Client) bool {
 		p.giveUp(context.Background(), c)
 		return false
 
+	case errors.As(p.last, &link) && errors.Is(link.err, ErrAuth): // while connecting: another node has the same users
+		p.out.Err = p.refused(link.err)
+		return false
+
 	case errors.As(p.last, &link):
 		return !link.sent || p.repeat(c)
 
@@ -283,6 +290,9 @@ func (p *call) settle(c *Client) bool {
 		case server.refused():
 			c.refreshSoon()
 			return true
+		case errors.Is(server, ErrAuth), errors.Is(server, ErrNoPermission):
+			p.out.Err = p.refused(server)
+			return false
 		case server.Code == "UNCERTAIN":
 			return p.repeat(c)
 		case server.Code == "DISKFULL" && p.unsure && !isRead(p.cmd): // it speaks of this attempt only
@@ -302,6 +312,14 @@ func (p *call) settle(c *Client) bool {
 	}
 	p.out.Err = p.last
 	return false
+}
+
+// refused is the error of a call that the cluster does not let this user make. It speaks of the last attempt only.
+func (p *call) refused(err error) error {
+	if p.unsure && !isRead(p.cmd) {
+		return p.failure(ErrUncertain)
+	}
+	return err
 }
 
 // repeat is for a call whose attempt may have been executed: whether to send it again.

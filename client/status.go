@@ -16,12 +16,16 @@ type Status struct {
 	Node           string `json:"node"` // that answered
 	ReplicasWanted int    `json:"replicas_wanted"`
 	// Balance is "once" while replicas are moved for evenness, "always" if they are whenever it is needed, else empty.
-	Balance  string        `json:"balance,omitempty"`
-	Nodes    []NodeStatus  `json:"nodes"`
-	Shards   []ShardStatus `json:"shards"`
-	Healthy  bool          `json:"healthy"`
-	Problems []string      `json:"problems"` // one sentence each, naming what is sick
-	Notes    []string      `json:"notes"`    // worth knowing, and nothing is sick
+	Balance string `json:"balance,omitempty"`
+	// DeadAfterMillis is after how long a silent node is taken for dead, in milliseconds; 0: never.
+	DeadAfterMillis int64         `json:"dead_after_ms,omitempty"`
+	Nodes           []NodeStatus  `json:"nodes"`
+	Shards          []ShardStatus `json:"shards"`
+	// SlotMoves are slots that are to become another shard's, in the order in which they were asked for.
+	SlotMoves []SlotMoveStatus `json:"slot_moves,omitempty"`
+	Healthy   bool             `json:"healthy"`
+	Problems  []string         `json:"problems"` // one sentence each, naming what is sick
+	Notes     []string         `json:"notes"`    // worth knowing, and nothing is sick
 }
 
 // NodeStatus is one member.
@@ -37,6 +41,7 @@ type NodeStatus struct {
 	Zone         string         `json:"zone,omitempty"`
 	Cordoned     bool           `json:"cordoned,omitempty"`  // gets no more replicas
 	Draining     bool           `json:"draining,omitempty"`  // loses those that it has
+	Dead         bool           `json:"dead,omitempty"`      // was silent for so long that its replicas are made anew elsewhere
 	Successor    string         `json:"successor,omitempty"` // who gets them; empty: anybody
 }
 
@@ -84,6 +89,19 @@ type Plan struct {
 	Unknown int `json:"unknown,omitempty"`
 }
 
+// SlotMoveStatus is slots on their way to another shard.
+type SlotMoveStatus struct {
+	ID        uint64 `json:"id"`
+	From      uint32 `json:"from"` // shard
+	To        uint32 `json:"to"`   // shard
+	Slots     string `json:"slots"`
+	Paused    bool   `json:"paused,omitempty"`
+	Cancelled bool   `json:"cancelled,omitempty"`
+	State     string `json:"state"`           // what it is at, or waits for
+	Sent      int64  `json:"sent,omitempty"`  // bytes of keys and values
+	Total     int64  `json:"total,omitempty"` // about how many there are
+}
+
 // PlannedMove is a replica that would go to another node.
 type PlannedMove struct {
 	Shard uint32 `json:"shard"`
@@ -93,8 +111,8 @@ type PlannedMove struct {
 	Bytes int64  `json:"bytes"` // -1: not known
 }
 
-// Admin changes nodes and moves replicas: node cordon|uncordon|drain|remove NODE, drain NODE SUCCESSOR, shard move SHARD FROM TO, shard
-// cancel|pause|resume SHARD, rebalance plan|once|always|stop, upgrade. It returns the node's answer, JSON. What it begins goes on by itself, and shows in Status;
+// Admin changes nodes and moves replicas: node cordon|uncordon|drain|remove NODE, drain NODE SUCCESSOR, dead-after DURATION|off, shard move SHARD FROM TO, shard
+// cancel|pause|resume SHARD, shard check|checked SHARD, shard split SHARD [SLOTS], shard split all, slots move FROM-TO SHARD, slots cancel|pause|resume MOVE, rebalance plan|once|always|stop, recover plan|run, upgrade. It returns the node's answer, JSON. What it begins goes on by itself, and shows in Status;
 // said twice, each is as if said once. A *ServerError says why it is refused.
 func (c *Client) Admin(ctx context.Context, words ...string) ([]byte, error) {
 	cmd := Command(append([]string{"ABACUS.ADMIN"}, words...)...)

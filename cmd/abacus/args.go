@@ -82,12 +82,19 @@ func noArgsButPrefix(cmd *cobra.Command, args []string) error {
 // flagValues are the words that a flag takes, by its name; what differs between
 // commands stands behind the command's name.
 var flagValues = map[string][]string{
-	"output":        {"table", "json"},
-	"consistency":   {"linearizable", "stale", "stale:1s"},
-	"as":            {job.AsString, job.AsInt, job.AsFloat, job.AsJSON},
-	"map":           {job.MapValue, job.MapKey, job.MapLen, job.MapSquare, job.MapJSON},
-	"reduce":        {job.ReduceSum, job.ReduceCount, job.ReduceMin, job.ReduceMax, job.ReduceMean},
-	"on-error":      {job.OnErrorFail, job.OnErrorSkip},
+	"consistency": {"linearizable", "stale", "stale:1s"},
+	"as":          {job.AsString, job.AsRaw, job.AsInt, job.AsFloat, job.AsJSON},
+	"filter":      {"key prefix ", "key suffix ", "key re ", "prefix ", "suffix ", "re ", "range ", "json:"},
+	"flat-map":    {job.FlatMapWords},
+	"map":         {job.MapValue, job.MapKey, job.MapLen, job.MapSquare, job.MapParse, job.MapLower, job.MapJSON},
+	"group-by":    {job.GroupKey, job.GroupValue, job.GroupLower, job.GroupPair, job.GroupJSON, job.GroupKeyPart},
+	"reduce": {job.ReduceSum, job.ReduceCount, job.ReduceMin, job.ReduceMax, job.ReduceMean, job.ReduceVariance, job.ReduceStddev,
+		job.ReduceDistinct, job.ReduceFirst, job.ReduceLast, job.ReduceTop + "10", job.ReduceQuantile + "0.5,0.99", job.ReduceHistogram + "log2", job.ReduceCollect + "100"},
+	"on-error":      {job.OnErrorFail, job.OnErrorSkip, job.OnErrorCount},
+	"priority":      {job.PriorityLow, job.PriorityNormal, job.PriorityHigh},
+	"cache":         {job.CacheOn, job.CacheOff},
+	"for":           {string(job.Succeeded), finished},
+	"state":         {string(job.Queued), string(job.Running), string(job.Succeeded), string(job.Failed), string(job.Cancelled)},
 	"op":            {"put", "get", "mixed", "incr"},
 	"dist":          {"uniform", "zipfian"},
 	"auto":          {"on", "off"},
@@ -98,10 +105,13 @@ var flagValues = map[string][]string{
 // completeValues tells the shell which words flags and arguments take, and that
 // file names fit only where a file is meant.
 func completeValues(cmd *cobra.Command) {
-	if cmd.ValidArgsFunction == nil && cmd.Name() != "import" {
+	if cmd.ValidArgsFunction == nil && cmd.Name() != "import" && !strings.HasPrefix(nameOf(cmd), "backup ") {
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
 	complete := func(f *pflag.Flag) {
+		if _, own := cmd.GetFlagCompletionFunc(f.Name); own {
+			return
+		}
 		var err error
 		words, known := flagValues[f.Name]
 		if !known {
@@ -110,13 +120,13 @@ func completeValues(cmd *cobra.Command) {
 		switch {
 		case known:
 			rule := cobra.ShellCompDirectiveNoFileComp
-			if f.Name == "map" {
-				rule |= cobra.ShellCompDirectiveNoSpace // a path follows json:
+			if slices.Contains([]string{"map", "group-by", "filter", "reduce"}, f.Name) {
+				rule |= cobra.ShellCompDirectiveNoSpace // an argument follows some
 			}
 			err = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, rule))
 		case f.Name == "dir" || f.Name == "data":
 			err = cmd.MarkFlagDirname(f.Name)
-		case f.Name != "file" && f.Name != "abacusd":
+		case !slices.Contains([]string{"file", "token-file", "abacusd", "ca", "cert", "key"}, f.Name):
 			err = cmd.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions)
 		}
 		if err != nil {
@@ -155,11 +165,11 @@ func plainBools(table string) string {
 	return strings.Join(lines, "\n")
 }
 
-// completeJobs offers the ids of the jobs that the cluster remembers, if it says
-// so at once.
-func completeJobs(a *app) cobra.CompletionFunc {
+// completeJobs offers the ids of the jobs that the cluster remembers and that fit, if it says
+// so at once: for one argument, or for any number.
+func completeJobs(a *app, many bool, fits func(job.State) bool) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
+		if len(args) > 0 && !many {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		c, err := a.openWith(client.Config{})
@@ -175,11 +185,19 @@ func completeJobs(a *app) cobra.CompletionFunc {
 		}
 		var out []string
 		for _, r := range jobs {
+			if !fits(r.State) || slices.Contains(args, r.ID) {
+				continue
+			}
 			out = append(out, cobra.CompletionWithDesc(r.ID, shown(strings.TrimSpace(string(r.State)+" "+r.Spec.Name))))
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp
 	}
 }
+
+// Which jobs a command is about.
+func anyJob(job.State) bool          { return true }
+func endedJob(s job.State) bool      { return s.Finished() }
+func unfinishedJob(s job.State) bool { return !s.Finished() }
 
 // completeNodes offers the numbers of the nodes of the cluster in a directory
 // that are not named yet.

@@ -143,7 +143,7 @@ func (d *demo) start() error {
 	}
 	d.check("all three nodes are up and every shard has three voters and a leader, after %v", time.Since(began).Round(100*time.Millisecond))
 	var err error
-	d.client, err = client.Open(client.Config{Addrs: d.c.ClientAddrs(), Timeout: 20 * time.Second})
+	d.client, err = client.Open(client.Config{Addrs: d.c.ClientAddrs(), Timeout: 20 * time.Second, Token: os.Getenv("ABACUS_TOKEN")})
 	return err
 }
 
@@ -323,9 +323,9 @@ func (d *demo) kill(writers *load.Load) (*proc.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.command("while true; do abacus job run --prefix word/ --map len --reduce sum --tasks-per-replica 8; done   (in two terminals)")
+	d.command("while true; do abacus job run --prefix word/ --map len --reduce sum --tasks-per-replica 8 --cache off; done   (in two terminals)")
 	ctx, cancel := context.WithCancel(d.ctx)
-	loops := startJobLoops(ctx, d.client, job.Spec{Name: "bytes", Prefix: "word/", Map: job.MapLen, Reduce: job.ReduceSum, TasksPerReplica: 8}, 2)
+	loops := startJobLoops(ctx, d.client, job.Spec{Name: "bytes", Prefix: "word/", Map: job.MapLen, Reduce: job.ReduceSum, TasksPerReplica: 8, Cache: job.CacheOff}, 2)
 	defer loops.stop()
 	defer cancel() // when something failed, jobs that may never end are not waited for
 	// A job takes a fraction of a second: the kill comes right after one was seen to run.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/abacusdb/abacus/client"
+	"github.com/abacusdb/abacus/client/backup"
 	"github.com/abacusdb/abacus/compute/job"
 )
 
@@ -23,6 +24,7 @@ const (
 	exitNotFound    = 4   // no such job
 	exitUnavailable = 5   // the cluster did not take it; nothing was done
 	exitUncertain   = 6   // it may or may not have been done
+	exitDenied      = 7   // the cluster does not let the user in, or not do that
 	exitTimeout     = 124 // as of timeout(1)
 	exitInterrupted = 130 // 128 + SIGINT
 )
@@ -68,11 +70,13 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.Is(err, job.ErrCancelled):
 		return exitCancelled
+	case errors.Is(err, client.ErrAuth), errors.Is(err, client.ErrNoPermission):
+		return exitDenied
 	case errors.Is(err, client.ErrNotFound):
 		return exitNotFound
 	case errors.Is(err, job.ErrTimeout):
 		return exitTimeout
-	case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrDiskFull):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, client.ErrBusy), errors.Is(err, client.ErrDiskFull), errors.Is(err, backup.ErrUneven), errors.Is(err, backup.ErrSnapshotLost):
 		return exitUnavailable
 	case errors.Is(err, client.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
@@ -91,10 +95,16 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 		return fmt.Sprintf("usage: %s\nsee:   %s --help", cmd.UseLine(), cmd.CommandPath())
 	case errors.Is(err, errInterrupted):
 		return ""
+	case errors.Is(err, client.ErrAuth), errors.Is(err, client.ErrNoPermission):
+		return a.authHint(err)
 	case errors.Is(err, client.ErrNotFound) && strings.HasPrefix(nameOf(cmd), "job"):
 		return "see which jobs there are: " + a.try("job list")
 	case errors.Is(err, client.ErrTooManyClients):
 		return fmt.Sprintf("the nodes at %s have no room for another connection: end some clients, give other nodes with --addr or ABACUS_ADDR, or raise --max-clients of abacusd", a.addrs)
+	case errors.Is(err, client.ErrTLS) && a.files.CA == "" && !a.tls:
+		return "speak TLS with --tls, and name the CA that vouches for the nodes with --ca FILE (or ABACUS_CA)"
+	case errors.Is(err, client.ErrTLS):
+		return "check --ca (who vouches for the nodes), --cert and --key (who vouches for you), --server-name, and whether the nodes speak TLS at all"
 	case errors.Is(err, client.ErrNotClientPort):
 		return fmt.Sprintf("%s is not a client port; give one with --addr or ABACUS_ADDR: 7401 by default (7601 is HTTP, 7501 is for the nodes among themselves)", a.addrs)
 	case errors.Is(err, client.ErrDiskFull):
@@ -113,7 +123,7 @@ func hintFor(err error, a *app, cmd *cobra.Command) string {
 // have been a node further on, of which another one told us.
 func (a *app) nobodyThere() bool {
 	for _, addr := range strings.Split(a.addrs, ",") {
-		c, err := net.DialTimeout("tcp", strings.TrimSpace(addr), 300*time.Millisecond)
+		c, err := net.DialTimeout("tcp", strings.TrimPrefix(strings.TrimSpace(addr), "rediss://"), 300*time.Millisecond)
 		if err == nil {
 			c.Close()
 			return false

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -153,6 +154,9 @@ func (b *batch) add(r record) {
 	b.records++
 	b.bytes += int64(len(r.key) + len(r.value))
 	cmd := client.Cmd{Args: [][]byte{[]byte("SET"), r.key, r.value}, Repeatable: true}
+	if r.ttl > 0 {
+		cmd.Args = append(cmd.Args, []byte("PX"), strconv.AppendInt(nil, r.ttl, 10))
+	}
 	if i, ok := b.index[string(r.key)]; ok {
 		b.cmds[i], b.lines[i] = cmd, r.line
 		b.times[i]++
@@ -275,7 +279,10 @@ func (b *batch) store(ctx context.Context, c *client.Client) (pumped, error) {
 			first = r.Err
 			var refused *client.ServerError
 			if errors.As(r.Err, &refused) {
-				first = &lineError{b.lines[i], fmt.Errorf("key %s, value of %d bytes: %w", shown(string(b.cmds[i].Args[1])), len(b.cmds[i].Args[2]), r.Err)}
+				first = fmt.Errorf("key %s, value of %d bytes: %w", shown(string(b.cmds[i].Args[1])), len(b.cmds[i].Args[2]), r.Err)
+				if b.lines[i] > 0 {
+					first = &lineError{b.lines[i], first}
+				}
 			}
 		}
 	}

@@ -71,6 +71,10 @@ type app struct {
 	addrs   string
 	output  string
 	timeout time.Duration
+	// user, tokenFile and token: see readToken.
+	user, tokenFile, token string
+	tls                    bool
+	files                  client.TLSFiles
 	// consistency is of the commands that read; empty where there is no such flag.
 	consistency string
 
@@ -91,7 +95,7 @@ Results go to stdout, everything else to stderr; with -o json too, errors are li
 text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 (no such key, no records, a sick cluster), 2 wrong usage, 3 job cancelled,
 4 no such job, 5 cluster unavailable (nothing was done), 6 outcome unknown,
-124 time-out, 130 interrupted.`,
+7 not let in or not allowed, 124 time-out, 130 interrupted.`,
 		Example: `  abacus dev up --detach                  # a cluster on this machine
   abacus put greeting hello
   abacus get greeting
@@ -100,9 +104,9 @@ text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
   abacus status`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if a.output != "table" && a.output != "json" {
-				return fmt.Errorf("-o %q: it must be table or json", a.output)
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkFormat(cmd, a.output); err != nil {
+				return err
 			}
 			if a.timeout <= 0 {
 				return fmt.Errorf("--timeout %v: it must be more than 0", a.timeout)
@@ -116,8 +120,15 @@ text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 	a.usual = cmp.Or(os.Getenv("ABACUS_ADDR"), defaultAddr)
 	f := root.PersistentFlags()
 	f.StringVar(&a.addrs, "addr", a.usual, "client address of a node, or several with commas (environment: ABACUS_ADDR)")
-	f.StringVarP(&a.output, "output", "o", "table", "how results are written: table or json")
+	f.StringVar(&a.user, "user", os.Getenv("ABACUS_USER"), "user whose token is given; without it, the user whose token it is (environment: ABACUS_USER)")
+	f.StringVar(&a.tokenFile, "token-file", "", "file with the token of a user, for clusters that have users (or the token itself in the environment: ABACUS_TOKEN)")
+	f.StringVarP(&a.output, "output", "o", formatTable, "how results are written: table or json; for jobs also wide, yaml, csv or name, where it makes sense")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one request may take, attempts on several nodes included")
+	f.BoolVar(&a.tls, "tls", os.Getenv("ABACUS_TLS") != "", "speak TLS; --ca and --cert imply it, and so does an address rediss://HOST:PORT (environment: ABACUS_TLS=1)")
+	f.StringVar(&a.files.CA, "ca", os.Getenv("ABACUS_CA"), "file with the CAs that vouch for the nodes (default: those of the system; environment: ABACUS_CA)")
+	f.StringVar(&a.files.Cert, "cert", os.Getenv("ABACUS_CERT"), "file with a certificate that says who you are (environment: ABACUS_CERT)")
+	f.StringVar(&a.files.Key, "key", os.Getenv("ABACUS_KEY"), "file with the key of --cert (environment: ABACUS_KEY)")
+	f.StringVar(&a.files.ServerName, "server-name", os.Getenv("ABACUS_SERVER_NAME"), "name that the nodes' certificates must be for (default: the host of each address; environment: ABACUS_SERVER_NAME)")
 	root.SetFlagErrorFunc(flagError)
 	cobra.AddTemplateFunc("plainBools", plainBools)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", ".FlagUsages | plainBools |"))
@@ -131,8 +142,11 @@ text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 	}
 	group("keys", newGetCommand(a), newPutCommand(a), newDelCommand(a), newIncrCommand(a), newCASCommand(a), newScanCommand(a), newImportCommand(a), newExportCommand(a))
 	group("jobs", newJobCommand(a))
-	group("cluster", newStatusCommand(a), newNodeCommand(a), newShardCommand(a), newRebalanceCommand(a), newUpgradeCommand(a), newBenchCommand(a), newDevCommand())
+	group("cluster", newStatusCommand(a), newNodeCommand(a), newShardCommand(a), newSlotsCommand(a), newRebalanceCommand(a), newRecoverCommand(a), newUserCommand(a), newUpgradeCommand(a), newBackupCommand(a), newBenchCommand(a), newDevCommand(), newCertCommand())
 	root.AddCommand(newVersionCommand(a))
+	if err := root.RegisterFlagCompletionFunc("output", completeFormats); err != nil {
+		panic(err) // the flag is there: see above
+	}
 	completeValues(root)
 	return root
 }
@@ -213,14 +227,26 @@ func (a *app) readAs(cfg *client.Config) error {
 
 func (a *app) openWith(cfg client.Config) (*client.Client, error) {
 	for _, addr := range strings.Split(a.addrs, ",") {
-		if addr = strings.TrimSpace(addr); addr != "" {
+		addr, secure := strings.CutPrefix(strings.TrimSpace(addr), "rediss://")
+		a.tls = a.tls || secure
+		if addr != "" {
 			cfg.Addrs = append(cfg.Addrs, addr)
 		}
+	}
+	if err := a.readToken(); err != nil {
+		return nil, err
+	}
+	cfg.User, cfg.Token = a.user, a.token
+	if a.tls || a.files != (client.TLSFiles{}) {
+		cfg.TLSFiles = &a.files
 	}
 	cfg.Timeout = a.timeout
 	cfg.GiveUpRefused = giveUpRefused
 	c, err := client.Open(cfg)
 	if err != nil {
+		if cfg.TLSFiles != nil && errors.As(err, new(*os.PathError)) {
+			return nil, &usageError{err: err}
+		}
 		return nil, &usageError{err: fmt.Errorf("--addr %s: %w", a.addrs, err)}
 	}
 	return c, nil
@@ -230,6 +256,9 @@ func (a *app) openWith(cfg client.Config) (*client.Client, error) {
 func (a *app) try(command string) string {
 	if a.addrs != a.usual {
 		command += " " + proc.Shell([]string{"--addr", a.addrs})
+	}
+	if a.tokenFile != "" {
+		command += " " + proc.Shell([]string{"--token-file", a.tokenFile})
 	}
 	return self + " " + command
 }

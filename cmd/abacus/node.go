@@ -18,12 +18,12 @@ func newNodeCommand(a *app) *cobra.Command {
 		Long: `Nodes of the cluster, and what they are to hold. To take a node out: drain it, which moves its
 replicas to other nodes while everything is served, then remove it, which ends it. A node that
 is dead and does not come back is drained in the same way: its replicas are made anew from the
-others. Each of these can be repeated after any failure.`,
+others; the cluster does that by itself if it is told after how long (dead-after). Each of these can be repeated after any failure.`,
 		Example: `  abacus node list
   abacus node drain n3 && abacus node remove n3
   abacus node replace n3 n6               # n6 was started with abacusd --join`,
 	}
-	cmd.AddCommand(newListCommand(a, "List nodes with what they hold and what was said of them", func(st client.Status) any { return st.Nodes }, printNodes), newNodeDrainCommand(a), newNodeReplaceCommand(a), newNodeRemoveCommand(a),
+	cmd.AddCommand(newListCommand(a, "List nodes with what they hold and what was said of them", func(st client.Status) any { return st.Nodes }, printNodes), newNodeDrainCommand(a), newNodeReplaceCommand(a), newNodeRemoveCommand(a), newDeadAfterCommand(a),
 		newNodeVerb(a, "cordon", "Have a node get no more replicas; what it has stays", "cordoned: it gets no more replicas"),
 		newNodeVerb(a, "uncordon", "Let a node have replicas again, and end its draining", "in use again; moves that were begun go on"))
 	return cmd
@@ -60,6 +60,9 @@ func nodeState(n client.NodeStatus) string {
 		words = append(words, "drains")
 	case n.Cordoned:
 		words = append(words, "cordoned")
+	}
+	if n.Dead {
+		words = append(words, "taken for dead")
 	}
 	return strings.Join(words, ", ")
 }

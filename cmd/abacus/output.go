@@ -153,6 +153,12 @@ func (b bar) to(done int64, what string) {
 	b.pb.Set64(done)
 }
 
+func (b bar) describe(what string) {
+	if b.pb != nil {
+		b.pb.Describe(what)
+	}
+}
+
 func (b bar) set(done, total int) {
 	if b.pb != nil && total > 0 {
 		b.pb.ChangeMax(total)

@@ -22,7 +22,8 @@ const maxLine = 64 << 20
 // record is one key and value of an input file.
 type record struct {
 	key, value []byte
-	line       int64 // where it begins, from 1
+	line       int64 // where it begins, from 1; 0 if there are no lines
+	ttl        int64 // milliseconds that the key is to live; 0: for ever
 }
 
 // lineError is a fault in the input, at a line.
@@ -130,7 +131,7 @@ func lineRecords(l lines, n *numberer) func() (record, error) {
 		if err != nil {
 			return record{}, err
 		}
-		return record{n.next(), bytes.TrimSuffix(line, []byte("\r")), l.n}, nil
+		return record{key: n.next(), value: bytes.TrimSuffix(line, []byte("\r")), line: l.n}, nil
 	}
 }
 
@@ -154,7 +155,7 @@ func keyed(o recordOptions, key, value []byte, line int64) (record, error) {
 	if len(full) == 0 {
 		return record{}, &lineError{line, errors.New("the key is empty")}
 	}
-	return record{full, value, line}, nil
+	return record{key: full, value: value, line: line}, nil
 }
 
 func jsonlRecords(l lines, o recordOptions, n *numberer) func() (record, error) {
@@ -185,7 +186,7 @@ func jsonlRecords(l lines, o recordOptions, n *numberer) func() (record, error) 
 				}
 			}
 			if o.key == "" {
-				return record{n.next(), value, l.n}, nil
+				return record{key: n.next(), value: value, line: l.n}, nil
 			}
 			key, err := field(fields, o.key)
 			if err != nil {
@@ -276,7 +277,7 @@ func csvRecords(br *bufio.Reader, o recordOptions, n *numberer) (func() (record,
 			return record{}, &lineError{line, err}
 		}
 		if o.key == "" {
-			return record{n.next(), value, line}, nil
+			return record{key: n.next(), value: value, line: line}, nil
 		}
 		return keyed(o, []byte(row[keyCol]), value, line)
 	}, nil

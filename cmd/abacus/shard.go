@@ -19,12 +19,14 @@ import (
 func newShardCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shard",
-		Short: "Shards: list, move a replica to another node",
+		Short: "Shards: list, split, move a replica to another node, compare replicas",
 		Example: `  abacus shard list
   abacus shard move 3 n1 n4               # the replica of shard 3 on n1 goes to n4
-  abacus shard pause 3 && abacus shard resume 3`,
+  abacus shard pause 3 && abacus shard resume 3
+  abacus shard split 3                    # the upper half of its slots becomes a new shard's
+  abacus shard check 3                    # do all its replicas hold the same?`,
 	}
-	cmd.AddCommand(newListCommand(a, "List shards with their replicas and the moves under way", func(st client.Status) any { return st.Shards }, printShards), newShardMoveCommand(a),
+	cmd.AddCommand(newListCommand(a, "List shards with their slots, their replicas and the moves under way", func(st client.Status) any { return st.Shards }, printShards), newShardSplitCommand(a), newShardMoveCommand(a), newShardCheckCommand(a),
 		newShardVerb(a, "pause", "Have the move of a shard's replica stand still", "stands still; its copy may still arrive"),
 		newShardVerb(a, "resume", "Let the move of a shard's replica go on", "goes on"),
 		newShardVerb(a, "cancel", "Take the move of a shard's replica back", "is taken back"))
@@ -66,9 +68,13 @@ func printShards(w io.Writer, st client.Status) error {
 		if m := s.Move; m != nil {
 			move, state = fmt.Sprintf("%s to %s", nodeOf(m.From), nodeOf(m.To)), moveState(*m)
 		}
-		t.row(s.ID, s.Slots, s.Records, byteCount(s.Bytes), strings.Join(replicas, " "), move, state)
+		t.row(s.ID, someSlots(s.Slots), s.Records, byteCount(s.Bytes), strings.Join(replicas, " "), move, state)
 	}
-	return t.flush()
+	if err := t.flush(); err != nil || len(st.SlotMoves) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	return printSlotMoves(w, st)
 }
 
 func moveState(m client.MoveStatus) string {
@@ -146,10 +152,16 @@ func newShardVerb(a *app, verb, short, done string) *cobra.Command {
 }
 
 func shardNumber(s string) error {
-	if _, err := strconv.ParseUint(s, 10, 32); err != nil {
-		return usagef("shard %q: it must be a number, as in the list of shards", s)
+	_, err := shardID(s)
+	return err
+}
+
+func shardID(s string) (uint32, error) {
+	id, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0, usagef("shard %q: it must be a number, as in the list of shards", s)
 	}
-	return nil
+	return uint32(id), nil
 }
 
 func newRebalanceCommand(a *app) *cobra.Command {
@@ -285,44 +297,61 @@ func (a *app) await(ctx context.Context, cmd *cobra.Command, c *client.Client, f
 	info := cmd.ErrOrStderr()
 	bar := newBar(info, f.what, 1, false)
 	defer bar.clear()
-	most, lastLine, lastAnswer := 0, time.Now(), time.Now()
+	most, lastLine := 0, time.Now()
+	return a.follow(ctx, cmd, c, f.epoch, "wait for it with: "+a.try(f.again), func(st client.Status) (over bool, err error) {
+		left, moving, gone := f.look(st)
+		if len(left) == 0 {
+			return true, nil
+		}
+		if gone {
+			return false, &exitError{exitFailed, fmt.Errorf("%s: %w; %s left to move", f.what, errFollowGone, plural(int64(len(left)), "replica"))}
+		}
+		most = max(most, len(left))
+		if terminal(info) {
+			bar.set(most-len(left), most)
+		} else if time.Since(lastLine) >= tellEvery {
+			lastLine = time.Now()
+			fmt.Fprintf(info, "%s: %s left%s\n", f.what, plural(int64(len(left)), "replica"), movingNow(moving))
+		}
+		return false, nil
+	})
+}
+
+const (
+	// followEvery is how often what goes on is looked at.
+	followEvery = 250 * time.Millisecond
+	// tellEvery is how often that is told where there is no bar.
+	tellEvery = 5 * time.Second
+)
+
+// follow looks at the cluster, by nodes that know the map of an epoch or a newer one, until look says that it is over, or a minute has gone without an
+// answer. When it is interrupted it says how to go on.
+func (a *app) follow(ctx context.Context, cmd *cobra.Command, c *client.Client, epoch uint64, again string, look func(client.Status) (over bool, err error)) error {
+	lastAnswer := time.Now()
 	for {
 		st, err := c.Status(ctx)
 		switch {
-		case err == nil && st.Epoch >= f.epoch:
+		case err == nil && st.Epoch >= epoch:
 			lastAnswer = time.Now()
+			if over, err := look(st); over || err != nil {
+				return err
+			}
 		case context.Cause(ctx) == nil && time.Since(lastAnswer) < time.Minute:
 			// A node that goes, a leader that is elected: what is waited for goes on meanwhile.
 		case context.Cause(ctx) == nil:
 			if err == nil {
 				err = fmt.Errorf("node %s does not hear of the others", st.Node)
 			}
-			return fmt.Errorf("follow: %w; ask again with: %s", err, a.try(f.again))
-		}
-		if err == nil && st.Epoch >= f.epoch {
-			left, moving, gone := f.look(st)
-			if len(left) == 0 {
-				return nil
-			}
-			if gone {
-				return &exitError{exitFailed, fmt.Errorf("%s: %w; %s left to move", f.what, errFollowGone, plural(int64(len(left)), "replica"))}
-			}
-			most = max(most, len(left))
-			if terminal(info) {
-				bar.set(most-len(left), most)
-			} else if time.Since(lastLine) >= 5*time.Second {
-				lastLine = time.Now()
-				fmt.Fprintf(info, "%s: %s left%s\n", f.what, plural(int64(len(left)), "replica"), movingNow(moving))
-			}
+			return fmt.Errorf("follow: %w; %s", err, again)
 		}
 		select {
 		case <-ctx.Done():
 			if context.Cause(ctx) == errInterrupted {
-				fmt.Fprintf(info, "it goes on; wait for it with: %s\n", a.try(f.again))
+				fmt.Fprintln(cmd.ErrOrStderr(), "it goes on;", again)
 				return errInterrupted
 			}
 			return context.Cause(ctx)
-		case <-time.After(250 * time.Millisecond):
+		case <-time.After(followEvery):
 		}
 	}
 }

@@ -170,12 +170,15 @@ func printStatus(w io.Writer, st client.Status) error {
 		if s.Leader == "" { // who else would know?
 			term, keys = "?", "?"
 		}
-		t.row(s.ID, s.Slots, orDash(s.Leader), term, keys, fmt.Sprintf("%d of %d", voters, max(len(s.Replicas), st.ReplicasWanted)), lag, strings.Join(replicas, " "), state)
+		t.row(s.ID, someSlots(s.Slots), orDash(s.Leader), term, keys, fmt.Sprintf("%d of %d", voters, max(len(s.Replicas), st.ReplicasWanted)), lag, strings.Join(replicas, " "), state)
 	}
 	if err := t.flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
+	if n := slotMovesNote(st); n != "" {
+		fmt.Fprintln(w, "note:", shown(n))
+	}
 	for _, n := range st.Notes {
 		fmt.Fprintln(w, "note:", shown(n))
 	}
