@@ -21,9 +21,11 @@ import (
 //
 //	ABACUS_CHAOS_DURATION   how long (5m); longer, if not every kind of fault has come once
 //	ABACUS_CHAOS_SEED       of an earlier run
+//	ABACUS_CHAOS_WITHIN     in how long a shard is to serve again, in 99 of 100 cases (5s)
 //	ABACUS_CHAOS_NODES      how many (5)
 //	ABACUS_CHAOS_NEMESES    kinds of faults, with commas between (all)
 //	ABACUS_CHAOS_WORKLOADS  the same (all)
+//	ABACUS_CHAOS_TLS        off: in plain text (on)
 //	ABACUS_CHAOS_DIR        where report and logs go
 func TestChaos(t *testing.T) {
 	cfg := chaosConfig(t)
@@ -42,7 +44,7 @@ func TestChaos(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	} else if !r.OK() {
-		t.Error("the run found a fault, or shows too little")
+		t.Error("the run found a fault, was too late, or shows too little")
 	}
 	if t.Failed() {
 		t.Logf("again: %s", cfg.Again())
@@ -62,6 +64,9 @@ func chaosConfig(t *testing.T) campaign.Config {
 	if cfg.Duration, err = time.ParseDuration(setting("DURATION", "5m")); err != nil {
 		t.Fatalf("ABACUS_CHAOS_DURATION: %v", err)
 	}
+	if cfg.Within, err = time.ParseDuration(setting("WITHIN", "5s")); err != nil {
+		t.Fatalf("ABACUS_CHAOS_WITHIN: %v", err)
+	}
 	if cfg.Nodes, err = strconv.Atoi(setting("NODES", "5")); err != nil {
 		t.Fatalf("ABACUS_CHAOS_NODES: %v", err)
 	}
@@ -72,6 +77,7 @@ func chaosConfig(t *testing.T) campaign.Config {
 		return strings.FieldsFunc(setting(name, ""), func(r rune) bool { return r == ',' })
 	}
 	cfg.Kinds, cfg.Workloads = list("NEMESES"), list("WORKLOADS")
+	cfg.Plaintext = setting("TLS", "on") == "off"
 	if cfg.Dir = setting("DIR", ""); cfg.Dir == "" {
 		if cfg.Dir, err = os.MkdirTemp("", "abacus-chaos-run-"); err != nil {
 			t.Fatal(err)

@@ -3,17 +3,22 @@
 package chaos_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/abacusdb/abacus/chaos/load"
 	"github.com/abacusdb/abacus/chaos/proc"
+	"github.com/abacusdb/abacus/client"
 )
 
-// TestToolsGrowAndShrink shows a cluster that grows from three nodes to five and to nine, and shrinks to three others, while clients write, by what an administrator
-// types: every write is answered within five seconds of its first try, all that were acknowledged are read back, replicas and leaders are even
-// after each step, and a node that was removed ends by itself.
+// TestToolsGrowAndShrink shows a cluster that grows from three nodes to five and to nine, and shrinks to three others, while clients write and read, by what an
+// administrator types: every operation succeeds within five seconds of its first try, a read never tells less than one before it, all writes that were
+// acknowledged are read back, replicas and leaders are even after each step, and a node that was removed ends by itself.
 func TestToolsGrowAndShrink(t *testing.T) {
 	c := createCluster(t, proc.Config{Nodes: 9, Shards: 16, Replicas: 3})
 	start := func(from, to int) {
@@ -47,6 +52,7 @@ func TestToolsGrowAndShrink(t *testing.T) {
 	l := load.Start(open(t, c), load.Config{Prefix: "elastic/", Writers: 6})
 	t.Cleanup(l.Stop)
 	progress(t, l, "with three nodes", 300, 30*time.Second)
+	r := startReader(t, open(t, c), l.Counter())
 
 	for _, to := range []int{5, 9} {
 		l.Tally(true)
@@ -73,7 +79,58 @@ func TestToolsGrowAndShrink(t *testing.T) {
 	progress(t, l, "with three others", 300, 30*time.Second)
 	t.Logf("shrunk to 3: a writer waited at most %v", l.Tally(false).Slowest)
 	within(t, l)
+	r.check(t)
 	check(t, c, l)
+}
+
+// reader reads a counter that only grows, again and again, until it is checked.
+type reader struct {
+	stop chan struct{}
+	once sync.Once
+	wg   sync.WaitGroup
+
+	reads, last int64
+	slowest     time.Duration
+	wrong       error
+}
+
+func startReader(t *testing.T, cl *client.Client, key string) *reader {
+	r := &reader{stop: make(chan struct{})}
+	r.wg.Go(func() {
+		for r.wrong == nil {
+			select {
+			case <-r.stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			began := time.Now()
+			got, err := cl.Get(ctx, key)
+			cancel()
+			n, bad := strconv.ParseInt(string(got), 10, 64)
+			if err = errors.Join(err, bad); err != nil || n < r.last {
+				r.wrong = fmt.Errorf("%s is %q after %d, in a read of %v: %v", key, got, r.last, time.Since(began), err)
+			}
+			r.reads, r.last, r.slowest = r.reads+1, n, max(r.slowest, time.Since(began))
+		}
+	})
+	t.Cleanup(r.end)
+	return r
+}
+
+func (r *reader) end() {
+	r.once.Do(func() { close(r.stop) })
+	r.wg.Wait()
+}
+
+// check ends the reading, and fails if a read failed, took longer than it may, or told less than one before it.
+func (r *reader) check(t *testing.T) {
+	t.Helper()
+	r.end()
+	t.Logf("%d reads, the slowest took %v", r.reads, r.slowest)
+	if r.wrong != nil || r.slowest > 5*time.Second || r.reads < 100 {
+		t.Errorf("%d reads, the slowest took %v: %v", r.reads, r.slowest, r.wrong)
+	}
 }
 
 // within fails if a write waited longer than it may, or was given up.

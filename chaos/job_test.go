@@ -119,7 +119,7 @@ func killDuringJob(t *testing.T, c *proc.Cluster, paused bool, delay time.Durati
 			t.Fatal(err)
 		}
 	}
-	id, err := cl.SubmitJob(ctx, job.Spec{Prefix: "m/", As: job.AsInt, Map: job.MapSquare, Reduce: job.ReduceSum, TasksPerReplica: 8})
+	id, err := cl.SubmitJob(ctx, job.Spec{Prefix: "m/", As: job.AsInt, Map: job.MapSquare, Reduce: job.ReduceSum, TasksPerReplica: 8, Cache: job.CacheOff})
 	if err != nil {
 		t.Fatal(err)
 	}

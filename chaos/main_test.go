@@ -156,7 +156,11 @@ func stopShared() {
 // open returns a client of all nodes of the cluster.
 func open(t *testing.T, c *proc.Cluster) *client.Client {
 	t.Helper()
-	cl, err := client.Open(client.Config{Addrs: c.ClientAddrs(), Timeout: 20 * time.Second})
+	cfg := client.Config{Addrs: c.ClientAddrs(), Timeout: 20 * time.Second}
+	if c.TLS() {
+		cfg.TLSFiles = &client.TLSFiles{CA: c.CA()}
+	}
+	cl, err := client.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

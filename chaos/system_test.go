@@ -134,13 +134,15 @@ func stableLeaders(t *testing.T, c *proc.Cluster) []shardRange {
 		var now []shardRange
 		leads := map[string]bool{}
 		for _, sh := range s.Shards {
-			from, to, ok := strings.Cut(sh.Slots, "-")
-			lo, errLo := strconv.Atoi(from)
-			hi, errHi := strconv.Atoi(to)
-			if !ok || errLo != nil || errHi != nil {
-				t.Fatalf("shard %d has slots %q", sh.ID, sh.Slots)
+			for run := range strings.FieldsFuncSeq(sh.Slots, func(r rune) bool { return r == ',' }) {
+				from, to, ok := strings.Cut(run, "-")
+				lo, errLo := strconv.Atoi(from)
+				hi, errHi := strconv.Atoi(to)
+				if !ok || errLo != nil || errHi != nil {
+					t.Fatalf("shard %d has slots %q", sh.ID, sh.Slots)
+				}
+				now = append(now, shardRange{sharding.Slot(lo), sharding.Slot(hi), sh.Leader})
 			}
-			now = append(now, shardRange{sharding.Slot(lo), sharding.Slot(hi), sh.Leader})
 			leads[sh.Leader] = true
 		}
 		if fmt.Sprint(now) != fmt.Sprint(last) || len(leads) != 3 || leads[""] {

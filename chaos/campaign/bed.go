@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,6 +58,8 @@ const (
 	firstBackoff, lastBackoff = time.Second, 30 * time.Second
 	// wellAfter is how long a process must live for the next end to be a first one.
 	wellAfter = 30 * time.Second
+	// dialTime bounds a connection of a user's own, with its handshake.
+	dialTime = time.Second
 	// exitFatal is how a node ends when its disk fails.
 	exitFatal = 70
 	// diskTimeout is the nodes' own: a disk that hangs for longer is given up.
@@ -68,11 +71,11 @@ func newBed(ctx context.Context, cfg Config) (b *bed, err error) {
 	b = &bed{dir: cfg.Dir, log: cfg.Log, hosts: make([]host, cfg.Nodes), stop: func() {}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, b.close())
+			err = errors.Join(err, b.close(""))
 		}
 	}()
 	machine := proc.Config{
-		Dir: filepath.Join(cfg.Dir, "cluster"), Abacusd: cfg.Abacusd, Env: cfg.Env, Nodes: cfg.Nodes, Shards: cfg.Shards, Replicas: cfg.Replicas, DieWithParent: true,
+		Dir: filepath.Join(cfg.Dir, "cluster"), Abacusd: cfg.Abacusd, Env: cfg.Env, Nodes: cfg.Nodes, Shards: cfg.Shards, Replicas: cfg.Replicas, DieWithParent: true, TLS: !cfg.Plaintext,
 		Args: []string{"--pprof", "--disk-timeout", diskTimeout.String(), "--min-free-disk", fmt.Sprint(16 << 20)},
 	}
 	if cfg.Rootless {
@@ -158,6 +161,13 @@ func namesOf(nodes []int) (s []string) {
 	return s
 }
 
+// dial connects to a port of clients.
+func (b *bed) dial(addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTime)
+	defer cancel()
+	return b.c.Dial(ctx, addr)
+}
+
 // keep is the service manager of all hosts.
 func (b *bed) keep(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -183,16 +193,10 @@ func (b *bed) look(n int, now time.Time) {
 		return
 	}
 	if h.again.IsZero() {
-		code := b.node(n).ExitCode()
-		if now.Sub(h.started) > wellAfter {
-			h.backoff = firstBackoff
-		}
-		h.again = now.Add(h.backoff)
-		h.backoff = min(2*h.backoff, lastBackoff)
-		said := lastWords(b.node(n).LogTail(50))
+		code, said := b.node(n).ExitCode(), lastWords(b.node(n).LogTail(50))
+		explained := h.ended(code, said, now)
 		b.log("n%d ended with code %d, starts again in %v: %s", n, code, time.Until(h.again).Round(time.Second), said)
-		full := code == 1 && tellsNoRoom(said) // it tried to start meanwhile
-		if b.exits++; code != exitFatal && !full || now.After(h.excused) {
+		if b.exits++; !explained {
 			b.wrong = append(b.wrong, fmt.Sprintf("n%d ended with code %d, and nothing was done to its disk: %s", n, code, said))
 		}
 	}
@@ -203,6 +207,17 @@ func (b *bed) look(n int, now time.Time) {
 	if err := b.node(n).Start(); err != nil {
 		b.wrong = append(b.wrong, fmt.Sprintf("n%d does not start: %v", n, err))
 	}
+}
+
+// ended takes down that a node's process has: when it is started again, and whether its end is explained by what was done to its disk.
+func (h *host) ended(code int, said string, now time.Time) (explained bool) {
+	if now.Sub(h.started) > wellAfter {
+		h.backoff = firstBackoff
+	}
+	h.again = now.Add(h.backoff)
+	h.backoff = min(2*h.backoff, lastBackoff)
+	full := code == 1 && tellsNoRoom(said) // it tried to start meanwhile
+	return (code == exitFatal || full) && !now.After(h.excused)
 }
 
 // lastWords is the line in which a node says why it ends.
@@ -331,8 +346,8 @@ func (b *bed) kill(nodes ...int) error {
 	return errors.Join(errs...)
 }
 
-// close ends everything and takes it down.
-func (b *bed) close() error {
+// close ends everything and takes it down. Where something is wrong it first puts what the nodes have stored into a directory, if one is given.
+func (b *bed) close(keep string) error {
 	b.stop()
 	b.kept.Wait()
 	var errs []error
@@ -341,6 +356,9 @@ func (b *bed) close() error {
 			_ = n.Resume() // it may be paused, or not run at all
 		}
 		errs = append(errs, b.c.Kill())
+		if keep != "" {
+			errs = append(errs, b.keepData(keep))
+		}
 		b.c.Release()
 	}
 	for _, d := range b.disks {

@@ -4,12 +4,10 @@ package campaign
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,8 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/abacusdb/abacus/chaos/lan"
 )
 
 // failingDisk has every write and sync of a node's files fail with EIO, as strace does it. The node ends.
@@ -130,11 +126,14 @@ func (s *siege) hungDisk() (*fault, error) {
 	}, nil
 }
 
+// damageWait is how long damage waits for a file to spoil.
+const damageWait = time.Minute
+
 // damage spoils one of a node's files that match a pattern and are of some size, while it is down. It is well again when it has got everything
 // from the others. spoil chooses among them.
 func (s *siege) damage(pattern string, least int64, spoil func(list []string, rng *rand.Rand) (path, what string, err error)) (*fault, error) {
 	n := 0
-	for n == 0 {
+	for limit := time.Now().Add(damageWait); n == 0; {
 		for _, o := range s.order() {
 			if list, err := files(s.b.node(o).DataDir(), pattern, least); err != nil {
 				return nil, err
@@ -142,6 +141,9 @@ func (s *siege) damage(pattern string, least int64, spoil func(list []string, rn
 				n = o
 				break
 			}
+		}
+		if n == 0 && time.Now().After(limit) {
+			return &fault{detail: fmt.Sprintf("no node has a file %s of %d bytes", pattern, least), bit: func() (bool, error) { return false, nil }}, nil
 		}
 		if n == 0 && !wait(s.ctx, time.Second) { // nobody has written one yet
 			return nil, s.ctx.Err()
@@ -188,10 +190,12 @@ func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault,
 		return nil, errors.Join(err, s.b.release(n))
 	}
 	showed := func() (bool, error) { return strings.Contains(s.b.logSince(n, said), tells), nil }
-	return &fault{detail: what, nodes: []int{n}, showed: showed, mend: func() error {
+	f := &fault{detail: what, nodes: []int{n}, showed: showed}
+	f.mend = func() error {
 		if err := s.b.release(n); err != nil {
 			return err
 		}
+		f.healed = time.Now() // the others are there; this one fetches what it has lost
 		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 		defer cancel()
 		if err := s.b.whole(ctx, n); err != nil {
@@ -199,7 +203,8 @@ func (s *siege) robbed(n int, tells string, rob func() (string, error)) (*fault,
 		}
 		s.b.acquit(n)
 		return nil
-	}}, nil
+	}
+	return f, nil
 }
 
 // files of a node, by pattern, in order, of at least so many bytes; none that the node has put aside, for damage there is nobody's.
@@ -265,152 +270,4 @@ func change(path string, how func([]byte)) error {
 	}
 	how(b)
 	return os.WriteFile(path, b, 0o600)
-}
-
-// faults is what a node is told to suffer, in its --fault-file.
-type faults struct {
-	// DelayMS is what its bytes to each peer wait, by peer address: at least, at most, and in how long it grows from the one to
-	// the other (0: it varies), in ms.
-	DelayMS map[string][3]int `json:"delay_ms,omitempty"`
-	// AnswerDelayMS is what its answers to each peer wait, by the peer's host.
-	AnswerDelayMS map[string][3]int `json:"answer_delay_ms,omitempty"`
-	// Cut are the addresses of peers that nothing reaches.
-	Cut []string `json:"cut,omitempty"`
-	// ClockOffsetMS is how wrong its wall clock is, and ClockRate how fast it runs (0: as it should).
-	ClockOffsetMS int64   `json:"clock_offset_ms,omitempty"`
-	ClockRate     float64 `json:"clock_rate,omitempty"`
-}
-
-// faultsNoticed is how long it may take until a node has read its file.
-const faultsNoticed = 300 * time.Millisecond
-
-func writeFaults(path string, f faults) error {
-	data, err := json.Marshal(f)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".tmp", data, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
-}
-
-func (s *siege) suffer(detail string, nodes []int, each func(n int) faults, bit func() (bool, error)) (*fault, error) {
-	set := func(each func(int) faults) error {
-		var errs []error
-		for _, n := range nodes {
-			errs = append(errs, writeFaults(s.b.faultFile(n), each(n)))
-		}
-		return errors.Join(errs...)
-	}
-	return &fault{
-		detail: detail, nodes: nodes, bit: bit,
-		mend: func() error { err := set(func(int) faults { return faults{} }); wait(s.ctx, faultsNoticed); return err },
-	}, set(each)
-}
-
-// delay has the bytes of a node to all others, or of all, come late.
-func (s *siege) delay() (*fault, error) {
-	least := 1 + s.rng.IntN(100)
-	most := least + s.rng.IntN(10*least)
-	most = min(most, 900)
-	nodes, where := s.some(1), "all nodes"
-	if s.rng.IntN(2) == 0 {
-		nodes = s.order()
-	} else {
-		where = fmt.Sprintf("n%d", nodes[0])
-	}
-	late := func(int) faults {
-		f := faults{DelayMS: map[string][3]int{}}
-		for _, n := range s.b.c.Nodes() {
-			f.DelayMS[n.Addrs().Peer] = [3]int{least, most}
-		}
-		return f
-	}
-	return s.suffer(fmt.Sprintf("%d to %d ms from %s", least, most, where), nodes, late, func() (bool, error) { return s.b.noticed(nodes) })
-}
-
-// lateThenAlone has the others' answers to a leader come ever later, until it is cut off: by what it has heard it leads on for a while, when
-// another may lead already. Who would read there without asking the others, reads what was.
-func (s *siege) lateThenAlone() (*fault, error) {
-	n := s.leader()
-	const most, grows = 850 * time.Millisecond, 4 * time.Second // below what an election waits
-	var others []int
-	for o := 1; o <= s.b.nodes(); o++ {
-		if o != n {
-			others = append(others, o)
-		}
-	}
-	late := faults{AnswerDelayMS: map[string][3]int{s.b.net.(*lan.LAN).Addr(n): {50, int(most.Milliseconds()), int(grows.Milliseconds())}}}
-	f, err := s.suffer(fmt.Sprintf("n%d hears answers up to %v late, and then nothing", n, most), others, func(int) faults { return late },
-		func() (bool, error) { return s.b.noticed(others) })
-	if err != nil {
-		return nil, err
-	}
-	wait(s.ctx, grows+time.Duration(s.rng.IntN(1500))*time.Millisecond)
-	cut, err := s.cut("", nil, lan.Alone(n, s.b.nodes()))
-	if err != nil {
-		return nil, errors.Join(err, f.end())
-	}
-	mend, bit := f.mend, f.bit
-	f.bit = func() (bool, error) {
-		one, err := bit()
-		two, err2 := cut.bit()
-		return one && two, errors.Join(err, err2)
-	}
-	f.mend = func() error { return errors.Join(mend(), cut.end()) }
-	return f, nil
-}
-
-// clock has a node's wall clock be wrong, by minutes or by a year, and go too fast or too slow.
-func (s *siege) clock() (*fault, error) {
-	nodes := s.some(1 + s.rng.IntN(s.b.nodes()))
-	off := []int64{-3_600_000, -60_000, 60_000, 3_600_000, 365 * 86_400_000}[s.rng.IntN(5)]
-	rate := []float64{0.5, 0.99, 1.01, 2}[s.rng.IntN(4)]
-	return s.suffer(fmt.Sprintf("%s by %v, at %v times its speed", names(nodes), time.Duration(off)*time.Millisecond, rate), nodes,
-		func(int) faults { return faults{ClockOffsetMS: off, ClockRate: rate} },
-		func() (bool, error) { return s.b.noticed(nodes) })
-}
-
-// noticed says whether nodes have said that they suffer what their files say: those that run, for one that another fault
-// has ended notices nothing.
-func (b *bed) noticed(nodes []int) (noticed bool, err error) {
-	for _, n := range nodes {
-		if !b.node(n).Running() {
-			continue
-		}
-		info, err := os.Stat(b.faultFile(n))
-		if err != nil {
-			return false, err
-		}
-		seen, err := os.ReadFile(b.faultFile(n) + ".seen")
-		if err != nil || string(seen) != strconv.FormatInt(info.ModTime().UnixNano(), 10) {
-			return false, nil
-		}
-		noticed = true
-	}
-	return noticed, nil
-}
-
-// moveLeader asks for another leader of a shard.
-func (b *bed) moveLeader(ctx context.Context, shard uint32, rng *rand.Rand) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	leader := b.c.Leader(ctx, shard)
-	if leader == nil {
-		return errors.New("no leader")
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/v1/shards/%d/leader?node=n%d", leader.Addrs().HTTP, shard, 1+rng.IntN(b.nodes())), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		return errors.New(resp.Status)
-	}
-	return nil
 }

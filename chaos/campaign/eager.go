@@ -18,6 +18,7 @@ import (
 // writes which others have answered. Users who wait for each answer are all held up by then, with reads from before.
 type eager struct {
 	addr   string // of a cluster port
+	dial   func(addr string) (net.Conn, error)
 	load   workload.Workload
 	shards int
 	rng    *rand.Rand
@@ -44,7 +45,7 @@ func (e *eager) run(stop <-chan struct{}) {
 			return
 		case <-time.After(eagerEvery):
 		}
-		if nc, err := net.DialTimeout("tcp", e.addr, time.Second); err == nil {
+		if nc, err := e.dial(e.addr); err == nil {
 			e.converse(nc, stop)
 		}
 	}
@@ -73,7 +74,7 @@ func (e *eager) converse(nc net.Conn, stop <-chan struct{}) {
 				o = workload.Failed // it read nothing
 			}
 			if told == nil || !strings.HasPrefix(told.Error(), "MOVED ") { // the node has no replica of that shard: nothing was asked of it
-				e.tl.operation(a.at, time.Since(a.at), o, told)
+				e.tl.operation("register", a.call.Op, a.at, time.Since(a.at), o, told)
 			}
 			a.call.Settle(o, workload.Result{Value: string(reply.Str)})
 			if err != nil {
@@ -103,6 +104,7 @@ func (e *eager) converse(nc net.Conn, stop <-chan struct{}) {
 		case <-tick.C:
 		}
 		a := asked{e.load.Next(e.rng, e.rng.IntN(e.shards), true), time.Now()}
+		a.call.Op.Reading = workload.ByFollower // READONLY
 		sent := ask("GET", a.call.Op.Key)
 		waiting <- a
 		if !sent {

@@ -45,6 +45,7 @@ func (s *siege) moves() (*fault, error) {
 	end := f.mend
 	f.mend = func() error {
 		err := end()
+		f.healed = time.Now() // what is on its way still moves
 		s.b.settle(s.ctx)
 		return err
 	}
@@ -82,16 +83,18 @@ func (s *siege) drain() (*fault, error) {
 	if err := s.b.admin(s.ctx, "node", "drain", s.b.node(n).ID()); err != nil {
 		return nil, err
 	}
-	return &fault{
+	f := &fault{
 		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
 		showed: func() (bool, error) { return s.b.counted(movesSaid, from) > 0, nil },
-		mend: func() error {
-			if err := s.b.drained(s.ctx, n); err != nil {
-				s.b.accuse("%v", err)
-			}
-			return s.b.restore(s.ctx, n)
-		},
-	}, nil
+	}
+	f.mend = func() error {
+		f.healed = time.Now() // nothing is broken, and nothing was
+		if err := s.b.drained(s.ctx, n); err != nil {
+			s.b.accuse("%v", err)
+		}
+		return s.b.restore(s.ctx, n)
+	}
+	return f, nil
 }
 
 // leaveAndJoin drains a node, takes it out of the cluster, and has an empty one join under its name.
@@ -125,16 +128,18 @@ func (s *siege) leaveAndJoin() (*fault, error) {
 		s.b.accuse("%v", err)
 		return &fault{detail: fmt.Sprintf("n%d", n)}, nil
 	}
-	return &fault{
+	f := &fault{
 		detail: fmt.Sprintf("n%d", n), nodes: []int{n},
 		showed: func() (bool, error) { return strings.Contains(s.b.logSince(n, said), "msg=joined"), nil },
-		mend: func() error {
-			if err := errors.Join(s.b.removeData(n), s.b.release(n)); err != nil {
-				return err
-			}
-			return s.b.restore(s.ctx, n)
-		},
-	}, nil
+	}
+	f.mend = func() error {
+		if err := errors.Join(s.b.removeData(n), s.b.release(n)); err != nil {
+			return err
+		}
+		f.healed = time.Now()
+		return s.b.restore(s.ctx, n)
+	}
+	return f, nil
 }
 
 // drained waits until a node has no replicas.
@@ -193,7 +198,7 @@ func (b *bed) restore(ctx context.Context, n int) error {
 func (b *bed) settle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
-	if err := await(ctx, "replicas go on moving", func() string { return b.moving(ctx) }); err != nil {
+	if err := await(ctx, "replicas or slots go on moving", func() string { return b.moving(ctx) }); err != nil {
 		b.accuse("%v", err)
 	}
 }
@@ -217,6 +222,9 @@ func busy(s *proc.Status) string {
 		if n.Draining {
 			return n.ID + " drains"
 		}
+	}
+	for _, mv := range s.SlotMoves {
+		return fmt.Sprintf("slot move %d, from shard %d to %d: %s", mv.ID, mv.From, mv.To, mv.State)
 	}
 	for _, sh := range s.Shards {
 		if sh.Move != nil {
@@ -243,11 +251,11 @@ func (b *bed) admin(ctx context.Context, words ...string) error {
 func (b *bed) adminOnce(ctx context.Context, n int, words ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+b.node(n).Addrs().HTTP+"/v1/admin/"+strings.Join(words, "/"), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.node(n).URL("/v1/admin/"+strings.Join(words, "/")), nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := b.c.HTTP(5 * time.Second).Do(req)
 	if err != nil {
 		return err
 	}

@@ -4,367 +4,190 @@ package campaign
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
-	"github.com/abacusdb/abacus/chaos/proc"
 	"github.com/abacusdb/abacus/chaos/workload"
 )
 
-// finish reads everything back from a cluster that is whole again, compares its replicas, and judges.
+// finish reads everything back from a cluster that is whole again, compares its replicas, and judges. Where the cluster is not whole that is a
+// violation, and what can be read is read and judged all the same: it may show why.
 func (c *campaign) finish(ctx context.Context, cs *clients) error {
 	c.cfg.Log("all is mended: reading back")
-	settled, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	patience := settleTime
+	if c.findings.Count() > 0 { // it has had its time
+		patience /= 4
+	}
+	settled, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := c.bed.sound(settled); err != nil {
-		c.findings.Add("in the end the cluster is not whole: %v", err)
-		return nil
-	}
-	wait(ctx, workload.Lateness)
-	w := &worker{cs: cs, c: cs.all, patience: opTimeout, rng: rand.New(rand.NewPCG(c.cfg.Seed, 'f')), tl: c.tl}
-	unread := 0
-	limit := time.Now().Add(10 * time.Minute)
-	for _, load := range c.distinct() {
-		for _, call := range load.Final() {
-			read := false
-			for try := 0; try < 3 && !read && time.Now().Before(limit) && ctx.Err() == nil; try++ {
-				if result, err := w.exec(call.Op); err == nil {
-					read = true
-					call.Settle(workload.Answered, result)
-				}
-			}
-			if !read {
-				unread++
-				call.Settle(workload.Failed, workload.Result{})
-			}
+	err := c.bed.sound(settled)
+	c.check("whole cluster", "nodes", func() int {
+		if err != nil {
+			c.findings.Add("in the end the cluster is not whole: %v", err)
 		}
+		return c.cfg.Nodes
+	})
+	whole := err == nil
+	if whole {
+		c.repay()
+		wait(ctx, workload.Lateness)
+	} else {
+		c.giveUp()
 	}
-	w.close()
-	if unread > 0 {
-		c.findings.Add("%d reads were not answered, though nothing is broken any more", unread)
+	c.readBack(ctx, cs, whole)
+	if whole {
+		c.check("replicas, logs and owners of slots agree", "shards", func() int {
+			if err := c.compare(ctx); err != nil {
+				c.findings.Add("%v", err)
+			}
+			return c.compared
+		})
+		cs.close()
+		c.check("nothing leaks", "nodes", func() int {
+			if err := c.backToBase(ctx); err != nil {
+				c.findings.Add("%v", err)
+			}
+			return c.cfg.Nodes
+		})
+		c.check("no stray replicas", "nodes", func() int { c.zombies(ctx); return c.cfg.Nodes })
 	}
-	if err := c.compare(ctx); err != nil {
-		c.findings.Add("%v", err)
-	}
-	cs.close()
-	if err := c.backToBase(ctx); err != nil {
-		c.findings.Add("%v", err)
-	}
-	c.zombies(ctx)
-	for _, load := range c.distinct() {
-		c.keys += load.Check(&c.findings)
-	}
+	c.judge()
 	return nil
 }
 
-// distinct are the workloads, each once: in the list are some several times, to be chosen more often.
-func (c *campaign) distinct() (list []workload.Workload) {
-	for _, w := range c.loads {
-		if !slices.Contains(list, w) {
-			list = append(list, w)
-		}
-	}
-	return list
-}
-
-// digest is what a node says of its replica of a shard, see /v1/shards/{id}/replica.
-type digest struct {
-	Replica  string `json:"replica"`
-	Index    uint64 `json:"index"`
-	Hash     string `json:"hash"`
-	LogFirst uint64 `json:"log_first"`
-	LogLast  uint64 `json:"log_last"`
-	LogHash  string `json:"log_hash"`
-	node     *proc.Node
-}
-
-func (b *bed) digest(ctx context.Context, n *proc.Node, shard uint32, query string) (d digest, err error) {
-	err = getJSON(ctx, fmt.Sprintf("http://%s/v1/shards/%d/replica%s", n.Addrs().HTTP, shard, query), &d)
-	d.node = n
-	return d, err
-}
-
-// compare has all replicas of a shard tell their state at one index, and their logs as far as they overlap.
-func (c *campaign) compare(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	for shard := range uint32(c.cfg.Shards) {
-		for {
-			again := c.compareShard(ctx, shard)
-			if again == "" {
-				break
+// repay has all increments answered that were sent and are not known.
+func (c *campaign) repay() {
+	c.check("numbered increments are answered", "increments", func() (known int) {
+		limit := time.Now().Add(repayLimit)
+		for _, w := range c.workers {
+			if err := w.repayAll(limit); err != nil {
+				c.findings.Add("%v, though nothing is broken any more", err)
 			}
-			// A purge of keys whose time is over is an entry, too.
-			if !wait(ctx, 100*time.Millisecond) {
-				return fmt.Errorf("replicas of shard %d do not come to one index: %s", shard, again)
-			}
+			known += w.known
 		}
-	}
-	return nil
-}
-
-// compareShard says why it is to be done again, "" if it is done.
-func (c *campaign) compareShard(ctx context.Context, shard uint32) (again string) {
-	status, err := c.bed.c.Status(ctx)
-	if err != nil {
-		return err.Error()
-	}
-	var all []digest
-	for _, sh := range status.Shards {
-		if sh.ID != shard {
-			continue
-		}
-		for _, r := range sh.Replicas {
-			d, err := c.bed.digest(ctx, c.bed.c.ByID(r.Node), shard, "")
-			if err != nil {
-				return err.Error()
-			}
-			all = append(all, d)
-		}
-	}
-	if len(all) != c.cfg.Replicas {
-		return fmt.Sprintf("%d replicas", len(all))
-	}
-	from, to := uint64(1), all[0].Index
-	for _, d := range all {
-		if d.Index != all[0].Index {
-			return fmt.Sprintf("%s is at %d, %s at %d", all[0].Replica, all[0].Index, d.Replica, d.Index)
-		}
-		if d.Hash != all[0].Hash {
-			c.findings.Add("shard %d: replicas %s and %s hold different states at index %d", shard, all[0].Replica, d.Replica, d.Index)
-		}
-		from, to = max(from, d.LogFirst), min(to, d.LogLast)
-	}
-	if from > to {
-		return "" // one has just cut its log
-	}
-	query := fmt.Sprintf("?from=%d&to=%d", from, to)
-	first := ""
-	for _, d := range all {
-		d, err := c.bed.digest(ctx, d.node, shard, query)
-		if err != nil {
-			return err.Error() // it has cut its log meanwhile
-		}
-		if first == "" {
-			first = d.LogHash
-		}
-		if d.LogHash != first {
-			c.findings.Add("shard %d: the logs of %s and %s differ between the entries %d and %d", shard, all[0].Replica, d.Replica, from, to)
-		}
-	}
-	c.compared++
-	return ""
-}
-
-// sound waits until all nodes run, every shard has all its voters, none of them behind, and nobody reports a problem.
-func (b *bed) sound(ctx context.Context) error {
-	return await(ctx, "the cluster is not whole", func() string { return b.unsound(ctx) })
-}
-
-// await looks again and again until there is nothing that speaks against it.
-func await(ctx context.Context, what string, against func() string) error {
-	for {
-		why := against()
-		if why == "" {
-			return nil
-		}
-		if !wait(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("%s: %s", what, why)
-		}
-	}
-}
-
-func (b *bed) unsound(ctx context.Context) string {
-	for _, n := range b.c.Nodes() {
-		if !n.Running() {
-			return n.ID() + " does not run"
-		}
-		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-		s, err := n.Status(ctx)
-		cancel()
-		if err != nil {
-			return err.Error()
-		}
-		if len(s.Problems) > 0 {
-			return fmt.Sprintf("%s says: %s", n.ID(), strings.Join(s.Problems, "; "))
-		}
-		if why := busy(s); why != "" {
-			return fmt.Sprintf("%s says: %s", n.ID(), why)
-		}
-		for _, sh := range s.Shards {
-			voters := 0
-			for _, r := range sh.Replicas {
-				if r.Voter && (r.State == "leader" || r.State == "follower") && r.Lag < 1000 {
-					voters++
-				}
-			}
-			if sh.Leader == "" || voters < b.c.Replicas() {
-				return fmt.Sprintf("%s says that shard %d is led by %q and has %d voters that keep up: %s", n.ID(), sh.ID, sh.Leader, voters, sh.Problem)
-			}
-		}
-	}
-	return ""
-}
-
-// whole has every replica of a node read all of its state: what is damaged in it is found now.
-func (b *bed) whole(ctx context.Context, n int) error {
-	return await(ctx, fmt.Sprintf("n%d is not whole again", n), func() string {
-		if why := b.unsound(ctx); why != "" {
-			return why
-		}
-		return b.unread(ctx, n)
+		return known
 	})
 }
 
-func (b *bed) unread(ctx context.Context, n int) string {
-	s, err := b.node(n).Status(ctx)
-	if err != nil {
-		return err.Error()
-	}
-	for _, sh := range s.Shards {
-		for _, r := range sh.Replicas {
-			if r.Node != b.node(n).ID() {
-				continue
-			}
-			if _, err := b.digest(ctx, b.node(n), sh.ID, ""); err != nil {
-				return err.Error()
-			}
-		}
-	}
-	return ""
-}
-
-// footprint is what a process holds. Descriptors are those of all but the log's files, whose number goes with the log.
-type footprint struct {
-	Descriptors, Goroutines int
-}
-
-func (b *bed) footprints(ctx context.Context) (list []footprint, err error) {
-	for _, n := range b.c.Nodes() {
-		var f footprint
-		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.Pid()))
-		if err != nil {
-			return nil, err
-		}
-		for _, fd := range fds {
-			if to, err := os.Readlink(fd); err == nil && !strings.HasSuffix(to, ".wal") {
-				f.Descriptors++
-			}
-		}
-		text, err := get(ctx, "http://"+n.Addrs().HTTP+"/debug/pprof/goroutine?debug=1")
-		if err != nil {
-			return nil, err
-		}
-		if _, err := fmt.Sscanf(string(text), "goroutine profile: total %d", &f.Goroutines); err != nil {
-			return nil, fmt.Errorf("goroutines of %s: %.100q", n.ID(), text)
-		}
-		list = append(list, f)
-	}
-	return list, nil
-}
-
-// grown is how much more than at the beginning a node may hold, when nobody works any more: replicas
-// have moved, and what is idle is let go of late.
-const grown = 1.5
-
-// backToBase waits until no node holds much more than at the beginning.
-func (c *campaign) backToBase(ctx context.Context) error {
-	limit := time.Now().Add(30 * time.Second)
-	for {
-		after, err := c.bed.footprints(ctx)
-		if err != nil {
-			return err
-		}
-		why := ""
-		for i, f := range after {
-			base := c.base[i]
-			if float64(f.Descriptors) > grown*float64(base.Descriptors)+20 || float64(f.Goroutines) > grown*float64(base.Goroutines)+50 {
-				why = fmt.Sprintf("n%d holds %d descriptors and %d goroutines, at the beginning %d and %d", i+1, f.Descriptors, f.Goroutines, base.Descriptors, base.Goroutines)
-			}
-		}
-		if why == "" {
-			return nil
-		}
-		if time.Now().After(limit) || !wait(ctx, 500*time.Millisecond) {
-			return errors.New(why)
-		}
+// giveUp leaves them unknown.
+func (c *campaign) giveUp() {
+	for _, w := range c.workers {
+		_ = w.repayAll(time.Now())
 	}
 }
 
-// zombies looks for replicas on disks that the cluster does not know. One that was replaced is removed in its own time.
-func (c *campaign) zombies(ctx context.Context) {
-	limit := time.Now().Add(30 * time.Second)
-	for {
-		list, err := c.strangers(ctx)
-		if err == nil && len(list) == 0 {
-			return
-		}
-		if time.Now().After(limit) || !wait(ctx, 500*time.Millisecond) {
-			if err != nil {
-				c.findings.Add("%v", err)
-			}
-			for _, d := range list {
-				c.findings.Add("%s is kept, which no shard has any more", d)
-			}
-			return
-		}
+const (
+	// readers read back at once.
+	readers = 8
+	// Reading back may take readBase and readEach for each key: several times what it takes. A cluster that is not whole gets a quarter of that.
+	readBase, readEach = 2 * time.Minute, 5 * time.Millisecond
+)
+
+// readLimit is how long so many reads may take.
+func readLimit(calls int, whole bool) time.Duration {
+	limit := readBase + time.Duration(calls)*readEach
+	if !whole {
+		limit /= 4
 	}
+	return limit
 }
 
-func (c *campaign) strangers(ctx context.Context) (list []string, err error) {
-	status, err := c.bed.c.Status(ctx)
-	if err != nil {
-		return nil, err
+// readBack has every workload read what there is in the end.
+func (c *campaign) readBack(ctx context.Context, cs *clients, whole bool) {
+	var calls []workload.Call
+	for _, load := range c.distinct() {
+		calls = append(calls, load.Final()...)
 	}
-	known := map[string]bool{}
-	for _, sh := range status.Shards {
-		for _, r := range sh.Replicas {
-			known[r.ID] = true
-		}
+	limit, tries, patience := readLimit(len(calls), whole), 3, opTimeout
+	if !whole {
+		tries, patience = 1, time.Second
 	}
-	for _, n := range c.bed.c.Nodes() {
-		dirs, _ := filepath.Glob(filepath.Join(n.DataDir(), "shard-*", "*")) // the pattern is well formed
-		for _, d := range dirs {
-			if id := filepath.Base(d); !strings.Contains(id, ".damaged") && !known[id] {
-				list = append(list, d)
-			}
-		}
-	}
-	return list, nil
-}
-
-func get(ctx context.Context, url string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
+	var list []*worker
+	for i := range readers {
+		list = append(list, &worker{cs: cs, c: cs.all, home: i % c.cfg.Nodes, patience: patience, rng: rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)<<8|'f')), tl: c.tl})
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
+	c.check("all can be read back", "reads", func() int {
+		missing, last := readAll(ctx, calls, tries, readers, func(reader int, op workload.Op) (workload.Result, error) { return list[reader].exec(ctx, op) })
+		if len(missing) > 0 {
+			c.findings.Add("%d of %d reads were not answered in %v and %d tries each, though nothing is broken any more: %s; the last error: %v", len(missing), len(calls), limit.Round(time.Second), tries, workload.Few(missing), last)
+		}
+		return len(calls)
+	})
+	for _, w := range list {
+		w.close()
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %.200s", url, resp.Status, body)
-	}
-	return body, err
 }
 
-func getJSON(ctx context.Context, url string, into any) error {
-	body, err := get(ctx, url)
-	if err != nil {
-		return err
+// readAll carries out calls, several at once, and settles them. It returns the keys of those without an answer, in order, and an error that one of
+// them met.
+func readAll(ctx context.Context, calls []workload.Call, tries, readers int, exec func(reader int, op workload.Op) (workload.Result, error)) (missing []string, last error) {
+	queue := make(chan workload.Call, len(calls))
+	for _, call := range calls {
+		queue <- call
 	}
-	return json.Unmarshal(body, into)
+	close(queue)
+	var mu sync.Mutex
+	var reading sync.WaitGroup
+	for reader := range readers {
+		reading.Go(func() {
+			for call := range queue {
+				var result workload.Result
+				err := errors.New("there was no time left")
+				for try := 0; try < tries && err != nil && ctx.Err() == nil; try++ {
+					result, err = exec(reader, call.Op)
+				}
+				if err == nil {
+					call.Settle(workload.Answered, result)
+					continue
+				}
+				call.Settle(workload.Failed, workload.Result{})
+				mu.Lock()
+				missing, last = append(missing, call.Op.Key), err
+				mu.Unlock()
+			}
+		})
+	}
+	reading.Wait()
+	slices.Sort(missing)
+	return missing, last
+}
+
+// judge has every workload judge what is known.
+func (c *campaign) judge() {
+	for _, load := range c.distinct() {
+		what := "keys"
+		if load.name == "job" {
+			what = "jobs"
+		}
+		c.check(load.name, what, func() int {
+			keys := load.Check(&c.findings)
+			c.keys += keys
+			if load.name == "job" {
+				_, keys = c.jobs.Done()
+			}
+			return keys
+		})
+	}
+}
+
+// check looks at one thing, and notes how much of it there was and how many violations that made.
+func (c *campaign) check(name, what string, look func() (judged int)) {
+	before := c.findings.Count()
+	judged := look()
+	c.checks = append(c.checks, Check{Name: name, What: what, Judged: judged, Wrong: c.findings.Count() - before})
+}
+
+// distinct are the workloads, each once: in the list are some several times, to be chosen more often.
+func (c *campaign) distinct() (list []load) {
+	for _, l := range c.loads {
+		if !slices.ContainsFunc(list, func(o load) bool { return o.Workload == l.Workload }) {
+			list = append(list, l)
+		}
+	}
+	return list
 }

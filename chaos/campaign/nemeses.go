@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/abacusdb/abacus/chaos/disk"
@@ -59,8 +60,10 @@ type fault struct {
 	nodes []int
 	// dead: one node is gone at once, and no other is touched. Each shard has a majority, and is to serve as soon.
 	dead bool
-	// mend ends it. nil: there is nothing to mend.
-	mend func() error
+	// mend ends it. nil: there is nothing to mend. Where it goes on after nothing is broken any more, it notes in healed when that
+	// was: shards are to serve from then on.
+	mend   func() error
+	healed time.Time
 	// bit says whether it had an effect, asked just before mend; nil: breaking is itself the proof. showed is the same, asked
 	// after it, for what shows only then.
 	bit, showed func() (bool, error)
@@ -99,6 +102,8 @@ var kinds = []kind{
 	{name: "replicas on the move", spare: true, least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).moves},
 	{name: "drained node", spare: true, least: 3 * time.Second, most: 6 * time.Second, outer: true, bear: (*siege).drain},
 	{name: "node leaves and joins", spare: true, alone: true, bear: (*siege).leaveAndJoin},
+	{name: "shard split", least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).splitShards},
+	{name: "slots on the move", least: 6 * time.Second, most: 12 * time.Second, outer: true, bear: (*siege).slotsMove},
 	{name: "power cut of one", root: true, least: time.Second, most: 5 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(1) }},
 	{name: "power cut of all", root: true, least: time.Second, most: 3 * time.Second, touches: processes | disks, bear: func(s *siege) (*fault, error) { return s.powerCut(s.b.nodes()) }},
 	{name: "power cut of a leader and another paused", root: true, least: 3 * time.Second, most: 8 * time.Second, touches: processes | disks, bear: (*siege).powerCutAndPause},
@@ -427,31 +432,34 @@ func (s *siege) cutPower(nodes []int) (*fault, error) {
 	if err := s.b.kill(nodes...); err != nil {
 		return nil, err
 	}
-	lost, looked := 0, false
-	restore := func() error {
-		if looked {
-			return nil
-		}
-		looked = true
-		var errs []error
-		for _, d := range list {
-			l, err := d.Restore()
-			if l {
-				lost++
-			}
-			errs = append(errs, err)
-		}
-		return errors.Join(errs...)
-	}
+	var lost bool
+	restore := sync.OnceValue(func() (err error) {
+		lost, err = restoreAll(list, (*disk.Disk).Restore)
+		return err
+	})
 	return &fault{
 		detail: names(nodes), nodes: nodes, dead: len(nodes) == 1,
-		bit: func() (bool, error) { err := restore(); return lost > 0, err },
+		bit: func() (bool, error) { err := restore(); return lost, err },
 		mend: func() error {
-			err := restore()
+			if err := restore(); err != nil {
+				return err // there is nothing to start on
+			}
 			s.b.excuseUntil(time.Now(), nodes...) // its disk is well again
-			return errors.Join(err, s.b.release(nodes...))
+			return s.b.release(nodes...)
 		},
 	}, nil
+}
+
+// restoreAll gives the power back. It says whether all have lost what was not synced: a disk that has not met no power cut.
+func restoreAll[D any](list []D, restore func(D) (lost bool, err error)) (lost bool, err error) {
+	var errs []error
+	lost = true
+	for _, d := range list {
+		one, err := restore(d)
+		lost = lost && one
+		errs = append(errs, err)
+	}
+	return lost, errors.Join(errs...)
 }
 
 // powerCutAndPause: the one that has newly joined a majority forgets, while another that would know sleeps.
@@ -474,6 +482,7 @@ func (s *siege) powerCutAndPause() (*fault, error) {
 	// The one whose power went comes back first.
 	f.mend = func() error {
 		err := mend()
+		f.healed = time.Now() // of three replicas two are there
 		wait(s.ctx, 2*time.Second)
 		return errors.Join(err, s.b.node(other).Resume())
 	}

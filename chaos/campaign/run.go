@@ -38,8 +38,12 @@ type Config struct {
 	Think   time.Duration
 	// Gap is the quiet time before each fault: between half and all of it. Default 5 s.
 	Gap time.Duration
+	// Within is in how long a shard is to serve again, in 99 of 100 cases, after the end of a fault or the loss of one node. Default 5 s.
+	Within time.Duration
 	// Floor is how many operations a second must be answered outside faults. Default 500.
 	Floor float64
+	// Plaintext leaves TLS out, which otherwise all ports speak.
+	Plaintext bool
 	// Rootless runs all nodes on this machine's own network and disk: for who is not root. Links are then cut inside the nodes, and
 	// faults of disks are left out, so it is less than a run.
 	Rootless bool
@@ -57,6 +61,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.Think, 20*time.Millisecond)
 	orDefault(&c.Gap, 5*time.Second)
 	orDefault(&c.Floor, 500)
+	orDefault(&c.Within, 5*time.Second)
 	if c.Log == nil {
 		c.Log = func(string, ...any) {}
 	}
@@ -90,9 +95,19 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	err = c.run(ctx, len(kinds))
 	r := c.report()
 	if err != nil { // it has not come to its end
-		r.Shortcomings = nil
+		r.Shortcomings, r.Late = nil, nil
 	}
-	return r, errors.Join(err, c.bed.close())
+	keep := ""
+	if len(r.Violations) > 0 || err != nil && ctx.Err() == nil {
+		keep, r.Failures = c.findings.Dir, c.findings.Dir
+	}
+	return r, errors.Join(err, c.bed.close(keep))
+}
+
+// load is a workload with its name. In a list are some several times, to be chosen more often.
+type load struct {
+	name string
+	workload.Workload
 }
 
 // campaign is a run under way.
@@ -102,10 +117,14 @@ type campaign struct {
 	plan *plan
 	tl   *timeline
 
-	loads    []workload.Workload
+	loads    []load
+	workers  []*worker
 	jobs     *workload.Jobs
 	findings workload.Findings
+	checks   []Check
+	worked   time.Duration // how long clients were at work
 	keys     int
+	shards   int // in the end
 	compared int // shards whose logs were
 	events   []Event
 	quiet    []span
@@ -132,18 +151,20 @@ func (c *campaign) run(ctx context.Context, kinds int) error {
 		return err
 	}
 	stop := make(chan struct{})
+	began := time.Now()
 	var working sync.WaitGroup
 	for i := range c.cfg.Clients {
 		w := &worker{cs: cs, c: cs.all, home: i % c.cfg.Nodes, patience: patience[i%len(patience)], rng: rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)<<8|'w')), tl: c.tl}
 		if i%3 == 2 { // one that begins at a single node
 			w.c = cs.one[w.home]
 		}
+		c.workers = append(c.workers, w)
 		working.Go(func() { w.run(stop, c.loads, c.cfg.Shards, c.cfg.Think) })
 	}
 	for i, addr := range cs.followers {
 		for _, load := range c.distinct() {
-			if r, ok := load.(*workload.Registers); ok {
-				e := &eager{addr: addr, load: r, shards: c.cfg.Shards, rng: rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)<<8|'e')), tl: c.tl}
+			if r, ok := load.Workload.(*workload.Registers); ok {
+				e := &eager{addr: addr, dial: cs.dial, load: r, shards: c.cfg.Shards, rng: rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)<<8|'e')), tl: c.tl}
 				working.Go(func() { e.run(stop) })
 			}
 		}
@@ -157,7 +178,11 @@ func (c *campaign) run(ctx context.Context, kinds int) error {
 	close(stop)
 	endProbes()
 	working.Wait()
+	c.worked = time.Since(began)
 	if err != nil {
+		c.giveUp()
+		c.findings.Partial = true
+		c.judge() // what is known
 		return err
 	}
 	return c.finish(ctx, cs)
@@ -176,7 +201,7 @@ func (c *campaign) steps(ctx context.Context, kinds int) error {
 			return err
 		}
 		c.bed.listen()
-		if wrong, _ := c.bed.unexplained(); len(wrong) > 0 {
+		if wrong, _ := c.bed.unexplained(); len(wrong) > 0 || c.findings.Count() > 0 {
 			return nil // what follows would say less and less
 		}
 	}
@@ -237,6 +262,9 @@ func (c *campaign) end(f *fault, event int) error {
 		return fmt.Errorf("mend %s: %w", ev.Kind, err)
 	}
 	ev.Mended = time.Now()
+	if ev.Healed = f.healed; ev.Healed.IsZero() {
+		ev.Healed = ev.Mended
+	}
 	if f.showed != nil {
 		var err error
 		if ev.Bit, err = f.showed(); err != nil {
@@ -261,14 +289,15 @@ func (f *fault) end() error {
 // stuckAfter is when a shard that does not serve again is a violation.
 const stuckAfter = time.Minute
 
-// recover waits until every shard has answered a write that began after the end of a fault, and notes how long that took.
+// recover waits until every shard has answered a write that began after what was broken was whole again, and notes how long that took. Where
+// mending goes on after that, as long as it takes a node to fetch what it has lost, shards have to serve meanwhile.
 func (c *campaign) recover(ctx context.Context, event int, alone bool) error {
 	ev := &c.events[event]
 	limit := time.Now().Add(stuckAfter)
 	for shard := range c.cfg.Shards {
 		for {
-			if at, ok := c.tl.served(shard, ev.Mended); ok {
-				ev.Recovery = append(ev.Recovery, at.Sub(ev.Mended))
+			if at, ok := c.tl.served(shard, ev.Healed); ok {
+				ev.Recovery = append(ev.Recovery, at.Sub(ev.Healed))
 				break
 			}
 			if time.Now().After(limit) {
@@ -319,7 +348,13 @@ func (c *campaign) prepare(cs *clients, keys workload.Keys) error {
 	for _, w := range all {
 		names = append(names, w.name)
 		if len(c.cfg.Workloads) == 0 || slices.Contains(c.cfg.Workloads, w.name) {
-			c.loads = append(c.loads, w.make()...)
+			for _, made := range w.make() {
+				name := w.name
+				if made == workload.Workload(banks) { // the jobs have them work, too
+					name = "bank"
+				}
+				c.loads = append(c.loads, load{name, made})
+			}
 		}
 	}
 	for _, w := range c.cfg.Workloads {
@@ -330,7 +365,7 @@ func (c *campaign) prepare(cs *clients, keys workload.Keys) error {
 	w := &worker{cs: cs, c: cs.all, patience: opTimeout, rng: rand.New(rand.NewPCG(c.cfg.Seed, 'o')), tl: c.tl}
 	defer w.close()
 	for _, call := range banks.Opening() {
-		for try := 0; w.do(call) != workload.Answered; try++ {
+		for try := 0; w.do("bank", call) != workload.Answered; try++ {
 			if try == 20 {
 				return errors.New("a bank cannot be opened, though nothing is broken yet")
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/chaos/workload"
+	"github.com/abacusdb/abacus/compute/job"
 )
 
 // timeline is what happened when. Its methods may be called by several goroutines.
@@ -19,6 +20,48 @@ type timeline struct {
 	seconds []second
 	probes  [][]probe // by shard
 	errors  map[string]int
+	ways    map[string]*Tally
+	lost    JobsLost
+}
+
+// JobsLost are jobs in the course of which somebody went away: a job may be counted for each.
+type JobsLost struct {
+	Coordinator int `json:"coordinator"` // another node went on with it
+	Master      int `json:"master"`      // a shard's part was asked for again
+	Worker      int `json:"worker"`      // a task was given to another node
+}
+
+// Tally is how many operations of one way ended how.
+type Tally struct {
+	Answered  int `json:"answered"`
+	Failed    int `json:"failed"`
+	Uncertain int `json:"uncertain"`
+}
+
+// Ways of reading that are counted by themselves, beside the workloads.
+const (
+	byFollower   = "reads by followers"
+	staleReads   = "stale reads"
+	boundedReads = "stale reads with a bound"
+)
+
+// waysOf is what an operation of a workload is counted as.
+func waysOf(load string, op workload.Op) (list []string) {
+	if op.Kind == workload.Job {
+		return []string{"job"}
+	}
+	if load == "job" { // which has the banks work beside its jobs
+		load = "bank"
+	}
+	switch list = []string{load}; op.Reading {
+	case workload.ByFollower:
+		list = append(list, byFollower)
+	case workload.Stale:
+		list = append(list, staleReads)
+	case workload.Bounded:
+		list = append(list, boundedReads)
+	}
+	return list
 }
 
 // second is one second of a run, by when operations ended.
@@ -31,13 +74,26 @@ type second struct {
 type probe struct{ began, ended time.Time }
 
 func newTimeline(shards int) *timeline {
-	return &timeline{began: time.Now(), probes: make([][]probe, shards), errors: map[string]int{}}
+	return &timeline{began: time.Now(), probes: make([][]probe, shards), errors: map[string]int{}, ways: map[string]*Tally{}}
 }
 
-// operation notes that one has ended.
-func (t *timeline) operation(began time.Time, took time.Duration, o workload.Outcome, err error) {
+// operation notes that one of a workload has ended.
+func (t *timeline) operation(load string, op workload.Op, began time.Time, took time.Duration, o workload.Outcome, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, way := range waysOf(load, op) {
+		if t.ways[way] == nil {
+			t.ways[way] = new(Tally)
+		}
+		switch o {
+		case workload.Answered:
+			t.ways[way].Answered++
+		case workload.Failed:
+			t.ways[way].Failed++
+		default:
+			t.ways[way].Uncertain++
+		}
+	}
 	at := int(began.Add(took).Sub(t.began) / time.Second)
 	for len(t.seconds) <= at {
 		t.seconds = append(t.seconds, second{})
@@ -56,6 +112,27 @@ func (t *timeline) operation(began time.Time, took time.Duration, o workload.Out
 	const kinds = 200
 	if text := short(err); t.errors[text] > 0 || len(t.errors) < kinds {
 		t.errors[text]++
+	}
+}
+
+// job notes what a job that has ended went through.
+func (t *timeline) job(rec job.Record) {
+	master, worker := false, false
+	for _, s := range rec.Shards {
+		master = master || s.Attempts > 1
+		for _, k := range s.Tasks {
+			worker = worker || len(k.FailedOn) > 0
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range []struct {
+		lost bool
+		n    *int
+	}{{rec.Epoch > 1, &t.lost.Coordinator}, {master, &t.lost.Master}, {worker, &t.lost.Worker}} {
+		if l.lost {
+			*l.n++
+		}
 	}
 }
 

@@ -37,13 +37,21 @@ var canaryOld, canaryNew = bytes.Repeat([]byte("old "), pageBytes/4), bytes.Repe
 type Disk struct {
 	image, device, mount string
 	mounted              bool
+	lock                 *os.File // see claim
 	// cut: there is no power. Tear runs beside Cut, and looks here when it fails.
 	cut atomic.Bool
 }
 
 // Create makes a file system of that size in dir/name.img and mounts it at
-// dir/name. Close takes it down again.
+// dir/name. Close takes it down again; so does the next Create of any process when this one has ended without.
 func Create(dir, name string, sizeBytes int64) (*Disk, error) {
+	if err := sweep(); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
 	d := &Disk{image: filepath.Join(dir, name+".img"), mount: filepath.Join(dir, name)}
 	if err := d.create(sizeBytes); err != nil {
 		return nil, errors.Join(fmt.Errorf("make disk %s: %w", d.image, err), d.Close())
@@ -53,6 +61,10 @@ func Create(dir, name string, sizeBytes int64) (*Disk, error) {
 
 func (d *Disk) create(sizeBytes int64) error {
 	if err := os.Mkdir(d.mount, 0o755); err != nil {
+		return err
+	}
+	var err error
+	if d.lock, err = claim(d.image); err != nil {
 		return err
 	}
 	f, err := os.Create(d.image)
@@ -96,6 +108,10 @@ func (d *Disk) Close() error {
 		_, e := run("losetup", "--detach", d.device)
 		err = errors.Join(err, e)
 		d.device = ""
+	}
+	if d.lock != nil && err == nil { // or it is for who sweeps
+		err = errors.Join(err, os.Remove(d.lock.Name()), d.lock.Close())
+		d.lock = nil
 	}
 	return err
 }
@@ -271,18 +287,30 @@ func (d *Disk) startle() error {
 // Restore gives the power back after a Cut. Nobody may use the disk any more. It
 // says whether the cut is seen to have lost what was not synced.
 func (d *Disk) Restore() (lost bool, err error) {
-	if err := d.unmount(); err != nil {
-		return false, err
+	deadline := time.Now().Add(elsewhere)
+	for {
+		if err := d.unmount(); err != nil {
+			return false, err
+		}
+		if err := d.mountIt(); err != nil {
+			return false, err
+		}
+		text, err := os.ReadFile(filepath.Join(d.mount, canaryFile))
+		switch {
+		case err == nil:
+			return bytes.Equal(text, canaryOld), nil
+		case !errors.Is(err, syscall.EIO):
+			return false, fmt.Errorf("read the canary: %w", err)
+		case time.Now().After(deadline):
+			return false, fmt.Errorf("read the canary: %w: somebody has had the file system for %v, perhaps a container that was started meanwhile, with a copy of every mount", err, elsewhere)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	if err := d.mountIt(); err != nil {
-		return false, err
-	}
-	text, err := os.ReadFile(filepath.Join(d.mount, canaryFile))
-	if err != nil {
-		return false, fmt.Errorf("read the canary: %w", err)
-	}
-	return bytes.Equal(text, canaryOld), nil
 }
+
+// elsewhere is how long Restore puts up with the file system being mounted elsewhere: a container that starts has a copy of every mount for a
+// moment, and while it does, a mount gives the file system back as it was, without power.
+const elsewhere = 30 * time.Second
 
 func run(name string, args ...string) (string, error) {
 	out, err := exec.Command(name, args...).CombinedOutput()

@@ -68,6 +68,8 @@ type Config struct {
 	Host func(n int) Host
 	// Env is what nodes have in their environment beside this process's own.
 	Env []string
+	// TLS has all ports speak TLS, with certificates that are made with the cluster.
+	TLS bool
 	// DieWithParent has the kernel kill the nodes when this process ends, however
 	// it ends. For tests; not where nodes shall outlive the command.
 	DieWithParent bool
@@ -92,6 +94,7 @@ type state struct {
 	Replicas int      `json:"replicas"`
 	BasePort int      `json:"base_port"`
 	Args     []string `json:"args,omitempty"`
+	TLS      bool     `json:"tls,omitempty"`
 	// Down: the whole cluster was stopped on purpose, and no node started since.
 	Down  bool        `json:"down,omitempty"`
 	Nodes []nodeState `json:"nodes"`
@@ -160,7 +163,7 @@ func Create(cfg Config) (*Cluster, error) {
 	for n := 1; n <= cfg.Nodes; n++ {
 		c.nodes = append(c.nodes, &Node{c: c, N: n})
 	}
-	c.fixed = state{Version: 1, Abacusd: cfg.Abacusd, Shards: cfg.Shards, Replicas: cfg.Replicas, BasePort: cfg.BasePort, Args: cfg.Args}
+	c.fixed = state{Version: 1, Abacusd: cfg.Abacusd, Shards: cfg.Shards, Replicas: cfg.Replicas, BasePort: cfg.BasePort, Args: cfg.Args, TLS: cfg.TLS}
 	for n := 1; n <= cfg.Nodes; n++ {
 		data := filepath.Join(dir, "n"+strconv.Itoa(n))
 		if cfg.DataDir != nil {
@@ -181,6 +184,12 @@ func Create(cfg Config) (*Cluster, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		c.Release()
 		return nil, fmt.Errorf("make the cluster directory: %w", err)
+	}
+	if cfg.TLS {
+		if err := c.makeCerts(); err != nil {
+			c.Release()
+			return nil, err
+		}
 	}
 	if err := c.save(c.fixed); err != nil {
 		c.Release()

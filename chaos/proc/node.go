@@ -63,6 +63,7 @@ func (n *Node) CommandLine() []string {
 	} else {
 		args = append(args, "--join", n.c.peers(n.N))
 	}
+	args = append(args, n.tlsFlags()...)
 	args = append(args, st.Args...)
 	return append(args, st.Nodes[n.N-1].Args...)
 }

@@ -300,3 +300,43 @@ func wait(t *testing.T, what string, cond func() bool) {
 		}
 	}
 }
+
+// TestFounds shows who makes a cluster: the first node, unless it has lost what it had and others have not. With --bootstrap it would then
+// make a second cluster beside the first.
+func TestFounds(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		data  []int // nodes that have some
+		makes bool  // the first node makes a cluster
+	}{
+		{"nobody has anything", nil, true},
+		{"all have", []int{1, 2, 3}, true}, // --bootstrap is nothing to one that has data
+		{"it alone has", []int{1}, true},
+		{"it has lost all", []int{2, 3}, false},
+		{"it has lost all, and another as well", []int{3}, false},
+		{"another has lost all", []int{1, 2}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := Create(Config{Dir: t.TempDir(), Abacusd: "abacusd", Nodes: 3, Host: func(int) Host { return Host{Addr: "127.0.0.1"} }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range tc.data {
+				dir := c.Node(n).DataDir()
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(dir+"/ident.json", nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, n := range c.Nodes() {
+				line := n.CommandLine()
+				founds, joins := slices.Contains(line, "--bootstrap"), slices.Contains(line, "--join")
+				if want := n.N == 1 && tc.makes; founds != want || joins == want {
+					t.Errorf("%s founds: %v, joins: %v; want it to found: %v", n.ID(), founds, joins, want)
+				}
+			}
+		})
+	}
+}

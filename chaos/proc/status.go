@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -18,11 +19,13 @@ type Status struct {
 	Node           string `json:"node"`
 	ReplicasWanted int    `json:"replicas_wanted"`
 	// Balance is when replicas are moved for evenness: once, always, or only when somebody says so.
-	Balance  string        `json:"balance"`
-	Nodes    []NodeStatus  `json:"nodes"`
-	Shards   []ShardStatus `json:"shards"`
-	Healthy  bool          `json:"healthy"`
-	Problems []string      `json:"problems"`
+	Balance string        `json:"balance"`
+	Nodes   []NodeStatus  `json:"nodes"`
+	Shards  []ShardStatus `json:"shards"`
+	// SlotMoves are slots that are to become another shard's.
+	SlotMoves []SlotMoveStatus `json:"slot_moves"`
+	Healthy   bool             `json:"healthy"`
+	Problems  []string         `json:"problems"`
 	// Notes are worth knowing and nothing is sick.
 	Notes []string `json:"notes"`
 }
@@ -59,6 +62,17 @@ type MoveStatus struct {
 	State string `json:"state"`
 }
 
+// SlotMoveStatus is slots on their way to another shard.
+type SlotMoveStatus struct {
+	ID        uint64 `json:"id"`
+	From      uint32 `json:"from"`
+	To        uint32 `json:"to"`
+	Slots     string `json:"slots"`
+	Paused    bool   `json:"paused"`
+	Cancelled bool   `json:"cancelled"`
+	State     string `json:"state"`
+}
+
 // ReplicaStatus is one replica of a shard. State is leader, follower, learner,
 // missing or down.
 type ReplicaStatus struct {
@@ -71,15 +85,16 @@ type ReplicaStatus struct {
 	Lag       uint64 `json:"lag"`
 }
 
-var httpClient = &http.Client{Timeout: 3 * time.Second}
-
 // Status asks the node at /v1/status.
 func (n *Node) Status(ctx context.Context) (*Status, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Addrs().HTTP+"/v1/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL("/v1/status"), nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s for its status: %w", n.ID(), err)
 	}
-	resp, err := httpClient.Do(req)
+	if token := os.Getenv("ABACUS_TOKEN"); token != "" { // of a cluster with users
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := n.c.HTTP(0).Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s for its status: %w", n.ID(), err)
 	}

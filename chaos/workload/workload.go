@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,7 +58,7 @@ const (
 	Multi
 	// List reads all keys that begin with Key.
 	List
-	// Job computes Value ("sum" or "count") over all keys that begin with Key.
+	// Job computes Value, one of JobKinds, over all keys that begin with Key.
 	Job
 )
 
@@ -104,9 +105,9 @@ func (o Op) Reads() bool {
 // Result is what an answered operation answered.
 type Result struct {
 	Value string   // Get; "" if there is none
-	Int   int64    // Incr: the number now; Append: the length now; Job: its result
+	Int   int64    // Incr: the number now; Append: the length now; Job: its result, of all groups together
 	Done  bool     // Set: stored; Delete: the key was there
-	Parts []Result // Multi; List: the keys, as Values
+	Parts []Result // Multi; List: the keys, as Values; Job: its groups, as Value and Int
 }
 
 // Call is an operation under way.
@@ -161,6 +162,8 @@ func KeysOf(m sharding.Map) Keys {
 type Findings struct {
 	// Dir is made with the first file.
 	Dir string
+	// Partial: nobody has read the ends, and so it is no violation that they are not known. What is known is judged all the same.
+	Partial bool
 
 	mu     sync.Mutex
 	faults []string
@@ -190,6 +193,29 @@ func (f *Findings) Faults() []string {
 		all = append(all, fmt.Sprintf("and %d more", f.more))
 	}
 	return all
+}
+
+// unread adds that the ends of some keys could not be read, in one line for all of them: what else is wrong should not be lost behind it.
+func (f *Findings) unread(what string, keys []string, of int) {
+	if len(keys) > 0 && !f.Partial {
+		f.Add("%s: the end of %d of %d keys could not be read: %s", what, len(keys), of, Few(keys))
+	}
+}
+
+// Few is a list of names that may be long, in a line that is not.
+func Few(names []string) string {
+	const most = 8
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}
+
+// Count is how many violations there are.
+func (f *Findings) Count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.faults) + f.more
 }
 
 // Save writes a file into Dir.

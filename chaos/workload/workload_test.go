@@ -3,6 +3,7 @@ package workload
 import (
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,8 +77,11 @@ func (d *database) do(op Op) Result {
 		for key, v := range d.values {
 			if strings.HasPrefix(key, op.Key) {
 				n, _ := atoi(v)
-				if op.Value == "count" {
+				if op.Value == JobCount {
 					n = 1
+				}
+				if op.Value == JobGroups {
+					r.Parts = append(r.Parts, Result{Value: strings.Split(key, "/")[1], Int: n})
 				}
 				r.Int += n
 			}
@@ -85,6 +89,14 @@ func (d *database) do(op Op) Result {
 		return r
 	}
 	panic("no such operation")
+}
+
+// without answers an operation as if it were carried out.
+func (d *database) without(op Op) Result {
+	before := maps.Clone(d.values)
+	r := d.do(op)
+	d.values = before
+	return r
 }
 
 func numbered(shard int) Keys {
@@ -209,8 +221,18 @@ func TestEverythingIsFound(t *testing.T) {
 		}
 	}
 	twice := func(d *database, op Op) Result { d.do(op); return d.do(op) }
-	// stale remembers what a key was, and shows it from some moment on.
-	stale := func(from int) func(*database, Op) (Result, bool) {
+	// transfers is few for transactions that write: the money of the bank stays what it was.
+	transfers := func(how func(d *database, op Op) Result) func(*database, Op) (Result, bool) {
+		some := few(Multi, 50, how)
+		return func(d *database, op Op) (Result, bool) {
+			if op.Reads() {
+				return Result{}, false
+			}
+			return some(d, op)
+		}
+	}
+	// stale remembers what a key was, and shows it so many reads later.
+	stale := func(from, later int) func(*database, Op) (Result, bool) {
 		old, seen := map[string]string{}, 0
 		return func(d *database, op Op) (Result, bool) {
 			if op.Kind != Get {
@@ -221,7 +243,7 @@ func TestEverythingIsFound(t *testing.T) {
 					return Result{Value: v}, true
 				}
 			}
-			if seen == from-100 {
+			if seen == from-later {
 				for k, v := range d.values {
 					old[k] = v
 				}
@@ -235,7 +257,7 @@ func TestEverythingIsFound(t *testing.T) {
 		wrong func(*database, Op) (Result, bool)
 	}{
 		{"a write is acknowledged and lost", registers, few(Set, 200, func(*database, Op) Result { return Result{Done: true} })},
-		{"old values are read", registers, stale(300)},
+		{"old values are read", registers, stale(300, 100)},
 		{"a compared write is carried out all the same", registers, func(d *database, op Op) (Result, bool) {
 			if !op.Compare {
 				return Result{}, false
@@ -245,7 +267,7 @@ func TestEverythingIsFound(t *testing.T) {
 		}},
 		{"an append is lost", lists, few(Append, 150, func(d *database, op Op) Result { return Result{Int: int64(len(d.values[op.Key] + op.Value))} })},
 		{"an append is carried out twice", lists, few(Append, 150, twice)},
-		{"an old list is read", lists, stale(300)},
+		{"an old list is read", lists, stale(300, 100)},
 		{"a list that never was is read", lists, few(Get, 150, func(*database, Op) Result { return Result{Value: "1;999999;"} })},
 		{"stale reads show nothing", lists, func(_ *database, op Op) (Result, bool) { return Result{}, op.Kind == Get && op.Reading == Stale }},
 		{"stale reads with a bound are older", lists, func() func(*database, Op) (Result, bool) {
@@ -262,7 +284,7 @@ func TestEverythingIsFound(t *testing.T) {
 			n, _ := atoi(d.values[op.Key])
 			return Result{Int: n + 1}
 		})},
-		{"a counter is read from before", counters, stale(300)},
+		{"a counter is read from before", counters, stale(300, 10)},
 		{"an element is lost", sets, few(Set, 200, func(*database, Op) Result { return Result{Done: true} })},
 		{"elements come back", sets, few(Delete, 20, func(*database, Op) Result { return Result{Done: true} })},
 		{"an element is taken out twice", sets, few(Delete, 20, func(d *database, op Op) Result { d.do(op); return d.do(op) })},
@@ -270,6 +292,14 @@ func TestEverythingIsFound(t *testing.T) {
 		{"half a transfer", banks, few(Multi, 150, func(d *database, op Op) Result {
 			r := d.do(op.Parts[0])
 			return Result{Parts: []Result{r, r}}
+		})},
+		{"a transfer is lost", banks, transfers(func(d *database, op Op) Result { return d.without(op) })},
+		{"a transfer is carried out twice", banks, transfers(func(d *database, op Op) Result { r := d.do(op); d.do(op); return r })},
+		{"a transfer's money moves twice", banks, transfers(func(d *database, op Op) Result { d.do(op.Parts[0]); d.do(op.Parts[1]); return d.do(op) })},
+		{"a transfer leaves its name and moves nothing", banks, transfers(func(d *database, op Op) Result {
+			r := d.without(op)
+			d.do(op.Parts[2])
+			return r
 		})},
 		{"half a transfer is seen", banks, func() func(*database, Op) (Result, bool) {
 			half, seen := false, 0
@@ -291,6 +321,19 @@ func TestEverythingIsFound(t *testing.T) {
 			}
 		}()},
 		{"a job counts a record twice", banks, few(Job, 60, func(d *database, op Op) Result { r := d.do(op); r.Int++; return r })},
+		{"a job puts money into another group", banks, func() func(*database, Op) (Result, bool) {
+			asked := false
+			return func(d *database, op Op) (Result, bool) {
+				if asked = !asked && op.Kind == Job && op.Value == JobGroups; !asked {
+					return Result{}, false
+				}
+				r := d.do(op) // which comes by here again
+				other := slices.IndexFunc(r.Parts, func(p Result) bool { return p.Value != r.Parts[0].Value })
+				r.Parts[0].Int--
+				r.Parts[other].Int++
+				return r, true
+			}
+		}()},
 		{"a key ends early", ttls, few(Set, 100, func(d *database, op Op) Result { op.TTL /= 10; return d.do(op) })},
 		{"a key does not end", ttls, few(Set, 100, func(d *database, op Op) Result { op.TTL = time.Hour; return d.do(op) })},
 		{"keys end early", ttls, func(d *database, op Op) (Result, bool) {
