@@ -63,7 +63,7 @@ func (s *Settings) bind(f *flag.FlagSet) {
 		f.Func(name, usage+" (default "+strings.Join(*into, ",")+")", func(v string) error { *into = strings.Split(v, ","); return nil })
 	}
 	list("peer", "peers to run in turn, SYSTEM[@SHARDS][:PATH]; ratios are to the first", &s.Peers)
-	list("op", "put, get (linearizable), sget (stale allowed), mixed (half get, half put), range, fill, idle, start, failover, moves, compute", &s.Ops)
+	list("op", "put, get (linearizable), sget (stale allowed), mixed (half get, half put), range, fill, idle, start, failover, moves, compute, jobs", &s.Ops)
 	f.Func("c", "concurrent callers, several with commas (default 64)", func(v string) (err error) {
 		s.C = nil
 		for p := range strings.SplitSeq(v, ",") {
@@ -99,7 +99,7 @@ func (s *Settings) bind(f *flag.FlagSet) {
 	f.IntVar(&s.RangeN, "n", s.RangeN, "pairs one range operation reads")
 	f.StringVar(&s.Dir, "dir", s.Dir, "data directory, on the disk under test")
 	f.StringVar(&s.Bin, "bin", s.Bin, "where setup.sh put the servers")
-	f.IntVar(&s.Records, "records", s.Records, "records of compute, fill and start")
+	f.IntVar(&s.Records, "records", s.Records, "records of compute, jobs, fill and start")
 	f.IntVar(&s.Nodes, "nodes", s.Nodes, "servers of each replicated peer")
 	f.DurationVar(&s.Probe, "probe", s.Probe, "time a write of the failover operation is given before it is sent anew")
 	f.DurationVar(&s.Settle, "settle", s.Settle, "most time to wait for all replicas, votes and leaders before anything is measured")

@@ -126,6 +126,9 @@ func TestKeysOfLedShards(t *testing.T) {
 	if _, err := (abacusStatus{Shards: status("n1").Shards}).led("n1"); err != nil {
 		t.Error(err)
 	}
+	if none, err := (abacusStatus{Shards: []abacusShard{{ID: 3, Leader: "n1"}}}).led("n1"); err != nil || len(none) != 0 {
+		t.Errorf("a shard without slots: %v, %v", none, err)
+	}
 }
 
 // A pipeline counts the replies that were OK, keeps the connection after an error reply,

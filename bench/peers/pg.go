@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +20,8 @@ import (
 type pgDriver struct {
 	p   Procs
 	dsn string
+	// tasks is the connection of all tasks; nil before the first.
+	tasks *pgxpool.Pool
 }
 
 func (d *pgDriver) Procs() *Procs { return &d.p }
@@ -39,11 +42,16 @@ func (d *pgDriver) Start(ctx context.Context, cfg Config) error {
 	if err := os.Chmod(cfg.Dir, 0o777); err != nil {
 		return err
 	}
-	// PostgreSQL refuses root.
-	if out, err := exec.Command("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", bins[0]+"/initdb", "-D", data, "-A", "trust", "-U", "postgres").CombinedOutput(); err != nil {
+	var as []string
+	if os.Geteuid() == 0 { // PostgreSQL refuses root
+		as = []string{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"}
+	}
+	initdb := slices.Concat(as, []string{bins[0] + "/initdb", "-D", data, "-A", "trust", "-U", "postgres"})
+	if out, err := exec.CommandContext(ctx, initdb[0], initdb[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	if err := d.p.add(cfg, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", bins[0]+"/postgres", "-D", data, "-p", fmt.Sprint(port), "-h", "127.0.0.1", "-k", "/tmp", "-c", "max_connections=600"); err != nil {
+	postgres := slices.Concat(as, []string{bins[0] + "/postgres", "-D", data, "-p", fmt.Sprint(port), "-h", "127.0.0.1", "-k", "/tmp", "-c", "max_connections=600"})
+	if err := d.p.add(cfg, postgres[0], postgres[1:]...); err != nil {
 		return err
 	}
 	d.dsn = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port)
@@ -122,27 +130,25 @@ func (d *pgDriver) Load(ctx context.Context, n int, key func(int) string, rec fu
 }
 
 func (d *pgDriver) Tasks() []Task {
-	q := func(set, sql string) func(context.Context) (int64, error) {
+	q := func(workers, sql string) func(context.Context) (int64, error) {
 		return func(ctx context.Context) (sum int64, err error) {
-			p, err := pgxpool.New(ctx, d.dsn+"&pool_max_conns=1")
-			if err != nil {
-				return 0, err
-			}
-			defer p.Close()
-			if set != "" {
-				if _, err := p.Exec(ctx, set); err != nil {
+			if d.tasks == nil { // to connect takes longer than a question of a few records
+				if d.tasks, err = pgxpool.New(ctx, d.dsn+"&pool_max_conns=1"); err != nil {
 					return 0, err
 				}
 			}
-			return sum, p.QueryRow(ctx, sql).Scan(&sum)
+			if _, err := d.tasks.Exec(ctx, "set max_parallel_workers_per_gather="+workers); err != nil {
+				return 0, err
+			}
+			return sum, d.tasks.QueryRow(ctx, sql).Scan(&sum)
 		}
 	}
-	const serial = "set max_parallel_workers_per_gather=0"
+	const parallel, serial = "default", "0"
 	return []Task{
-		{"select sum(n), bigint column, parallel default", q("", "select sum(n)::bigint from j")},
-		{"select sum(n), bigint column, one process", q(serial, "select sum(n)::bigint from j")},
-		{"select sum((v->>'n')::bigint), jsonb, parallel default", q("", "select sum((v->>'n')::bigint)::bigint from j")},
-		{"select sum((v->>'n')::bigint), jsonb, one process", q(serial, "select sum((v->>'n')::bigint)::bigint from j")},
-		{"group by grp (jsonb both), parallel default", q("", "select sum(s)::bigint from (select v->>'grp', sum((v->>'n')::bigint) s from j group by 1) t")},
+		{Name: "select sum(n), bigint column, parallel default", Run: q(parallel, "select sum(n)::bigint from j")},
+		{Name: "select sum(n), bigint column, one process", Run: q(serial, "select sum(n)::bigint from j")},
+		{Name: "select sum((v->>'n')::bigint), jsonb, parallel default", Run: q(parallel, "select sum((v->>'n')::bigint)::bigint from j")},
+		{Name: "select sum((v->>'n')::bigint), jsonb, one process", Run: q(serial, "select sum((v->>'n')::bigint)::bigint from j")},
+		{Name: "group by grp (jsonb both), parallel default", Run: q(parallel, "select sum(s)::bigint from (select v->>'grp', sum((v->>'n')::bigint) s from j group by 1) t")},
 	}
 }

@@ -126,6 +126,14 @@ func (g *group) max(name string) (m float64) {
 	return
 }
 
+// perSecond is how many records a task has gone through in a second.
+func (g *group) perSecond() float64 {
+	if m := g.median("seconds"); m > 0 {
+		return float64(g.Records) / m
+	}
+	return 0
+}
+
 // all are a value's runs in their order.
 func (g *group) all(name string) string {
 	var b strings.Builder
@@ -162,6 +170,10 @@ func (g *group) headline() string {
 		return "ready_ms"
 	case "compute":
 		return "seconds"
+	case "nokeys":
+		return "p50_ms"
+	case "jobs":
+		return "job_records_s"
 	}
 	return "rate"
 }
@@ -209,6 +221,19 @@ func (g *group) line(gs []*group) string {
 		return fmt.Sprintf("%s c=%d  half put, half get, open loop at %.0f/s for %.0f s: at rest p50=%.2f p99=%s p99.9=%.2f ms; with %.0f moves, %.0f MiB: p50=%.2f p99=%s p99.9=%.2f max=%.0f ms; p99 %s times; errors %.0f and %.0f", head, g.C, g.Rate, g.Seconds,
 			g.median("rest_p50_ms"), spread("rest_p99_ms", "%.2f"), g.median("rest_p999_ms"), g.sum("moves"), g.sum("moved_mib"),
 			g.median("moving_p50_ms"), spread("moving_p99_ms", "%.2f"), g.median("moving_p999_ms"), g.max("moving_max_ms"), spread("moving_to_rest", "%.2f"), g.sum("rest_errors"), g.sum("moving_errors"))
+	case "compute":
+		m, lo, hi, _ := g.of("seconds")
+		return fmt.Sprintf("%-15s %-72s %7.3f s [%.3f..%.3f]  %.0f records/s  cpu-seconds client=%.2f servers=%.2f", g.Peer, g.Task, m, lo, hi, g.perSecond(),
+			g.median("client_cpu_s"), g.median("server_cpu_s"))
+	case "nokeys":
+		return fmt.Sprintf("%s job over none of %d records: p50=%s p99=%s max=%.1f ms; %.0f jobs", head, g.Records, spread("p50_ms", "%.2f"), spread("p99_ms", "%.2f"), g.max("max_ms"), g.sum("jobs"))
+	case "jobs":
+		s := fmt.Sprintf("%s c=%d  half put, half get, open loop at %.0f/s for %.0f s, with and without sums over %d records: %.0f jobs, %s records/s", head, g.C, g.Rate, g.Seconds, g.Records, g.sum("jobs"), spread("job_records_s", "%.0f"))
+		for _, op := range []string{"put", "get"} {
+			s += fmt.Sprintf("; %s: without p50=%.2f p99=%s ms, with p50=%.2f p99=%s max=%.0f ms, p99 %s times, errors %.0f and %.0f", op, g.median("rest_"+op+"_p50_ms"), spread("rest_"+op+"_p99_ms", "%.2f"),
+				g.median("busy_"+op+"_p50_ms"), spread("busy_"+op+"_p99_ms", "%.2f"), g.max("busy_"+op+"_max_ms"), spread(op+"_busy_to_rest", "%.2f"), g.sum("rest_"+op+"_errors"), g.sum("busy_"+op+"_errors"))
+		}
+		return s
 	case "idle":
 		return fmt.Sprintf("%s %.0fs  cpu of each server: median %s %% of a core, most %.2f %%, all servers %.2f %%%s  max RSS %.0f MiB (anon %.0f MiB)", head, g.Seconds,
 			spread("cpu_percent", "%.2f"), g.max("cpu_most_percent"), g.median("cpu_sum_percent"), times(), g.max("rss_mib"), g.max("rss_anon_mib"))

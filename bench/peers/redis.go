@@ -128,9 +128,9 @@ return s`
 		return func(ctx context.Context) (int64, error) { return c.Eval(ctx, src, nil).Int64() }
 	}
 	return []Task{
-		{"client scan (SCAN+MGET of 10k), byte-scan parse", scan(dataset.ScanN)},
-		{"client scan (SCAN+MGET of 10k), encoding/json", scan(dataset.DecodeN)},
-		{"Lua in the server, string.match (blocks it)", lua(`tonumber(string.match(v, '"n":(%d+)'))`)},
-		{"Lua in the server, cjson.decode (blocks it)", lua(`cjson.decode(v).n`)},
+		{Name: "client scan (SCAN+MGET of 10k), byte-scan parse", Run: scan(dataset.ScanN)},
+		{Name: "client scan (SCAN+MGET of 10k), encoding/json", Run: scan(dataset.DecodeN)},
+		{Name: "Lua in the server, string.match (blocks it)", Run: lua(`tonumber(string.match(v, '"n":(%d+)'))`)},
+		{Name: "Lua in the server, cjson.decode (blocks it)", Run: lua(`cjson.decode(v).n`)},
 	}
 }

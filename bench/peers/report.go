@@ -115,6 +115,16 @@ func bases(g *group, gs []*group) (out []string) {
 	return out
 }
 
+// timesJob is how many times as long as Abacus' own sum, in the same session, a task takes.
+func timesJob(g *group, gs []*group) string {
+	for _, o := range gs {
+		if base := o.median("seconds"); o.Session == g.Session && o.Records == g.Records && o.Task == sumTask && base > 0 {
+			return fmt.Sprintf("%.2f", g.median("seconds")/base)
+		}
+	}
+	return "–"
+}
+
 func what(g *group, _ []*group) string {
 	s := fmt.Sprintf("%s, %d", g.Op, g.C)
 	if g.Pipeline > 1 {
@@ -133,7 +143,7 @@ var (
 )
 
 // naming are the heads of columns that say what a line is of, also where a peer cannot do it.
-var naming = []string{"operation, callers", "peer", "task", "ended by", "keys"}
+var naming = []string{"operation, callers", "peer", "task", "ended by", "keys", "records stored"}
 
 func value(head, format string, f func(*group) []float64) column {
 	return column{head, func(g *group, _ []*group) string {
@@ -172,7 +182,7 @@ var tables = []table{
 			return g.all("all_ms")
 		}},
 	}},
-	{"Open loop, with and without a checkpoint", func(g *group) bool { return g.Rate > 0 }, []column{{"operation, callers at the peak", what}, peerColumn, runsColumn,
+	{"Open loop, with and without a checkpoint", func(g *group) bool { return g.Rate > 0 && g.Op != "jobs" && g.Op != "moves" }, []column{{"operation, callers at the peak", what}, peerColumn, runsColumn,
 		{"operations/s", spread("rate", "%.0f")}, percentiles,
 		{"p99.9 ms with", spread("with_p999_ms", "%.2f")}, {"p99.9 ms without", spread("without_p999_ms", "%.2f")},
 		{"with / without", func(g *group, _ []*group) string {
@@ -221,8 +231,25 @@ var tables = []table{
 		value("RSS / RssAnon, MiB", "%.0f / %.0f", func(g *group) []float64 { return []float64{g.max("rss_mib"), g.max("rss_anon_mib")} }),
 	}},
 	{"Computing", op("compute"), []column{peerColumn, {"task", func(g *group, _ []*group) string { return g.Task }}, runsColumn,
-		{"seconds", spread("seconds", "%.3f")},
+		value("records/s", "%.0f", func(g *group) []float64 { return []float64{g.perSecond()} }),
+		{"seconds", spread("seconds", "%.3f")}, {"times the job's", timesJob},
 		{"CPU seconds, client", spread("client_cpu_s", "%.2f")}, {"CPU seconds, servers", spread("server_cpu_s", "%.2f")},
+	}},
+	{"Jobs over no keys", op("nokeys"), []column{peerColumn, value("records stored", "%.0f", func(g *group) []float64 { return []float64{float64(g.Records)} }), runsColumn,
+		{"p50 ms", spread("p50_ms", "%.2f")}, {"p99 ms", spread("p99_ms", "%.2f")},
+		value("longest ms", "%.1f", func(g *group) []float64 { return []float64{g.max("max_ms")} }),
+		value("jobs", "%.0f", func(g *group) []float64 { return []float64{g.sum("jobs")} }),
+	}},
+	{"Put and get beside jobs, open loop", func(g *group) bool { return g.Op == "jobs" }, []column{peerColumn, runsColumn,
+		value("callers at the peak", "%.0f", func(g *group) []float64 { return []float64{float64(g.C)} }),
+		value("puts and gets/s", "%.0f", func(g *group) []float64 { return []float64{g.median("busy_put_rate") + g.median("busy_get_rate")} }),
+		value("jobs", "%.0f", func(g *group) []float64 { return []float64{g.sum("jobs")} }),
+		{"records/s of the jobs", spread("job_records_s", "%.0f")},
+		{"put p99 ms without", spread("rest_put_p99_ms", "%.2f")}, {"with", spread("busy_put_p99_ms", "%.2f")}, {"times", spread("put_busy_to_rest", "%.2f")},
+		{"get p99 ms without", spread("rest_get_p99_ms", "%.2f")}, {"with", spread("busy_get_p99_ms", "%.2f")}, {"times", spread("get_busy_to_rest", "%.2f")},
+		value("errors without / with", "%.0f / %.0f", func(g *group) []float64 {
+			return []float64{g.sum("rest_put_errors") + g.sum("rest_get_errors"), g.sum("busy_put_errors") + g.sum("busy_get_errors")}
+		}),
 	}},
 }
 
@@ -313,6 +340,12 @@ func settingsOf(in []*group) string {
 		return g.Conns
 	})
 	add("%s keys", func(g *group) any { return g.Keys })
+	add("%s records", func(g *group) any {
+		if g.Op != "compute" && g.Op != "jobs" { // the others say it line by line
+			return 0
+		}
+		return g.Records
+	})
 	add("runs of %s s", func(g *group) any {
 		if g.Op == "fill" { // takes as long as it takes
 			return 0

@@ -44,6 +44,10 @@ func TestMarkdown(t *testing.T) {
 		"| `abacus@16` | 1 | 30 | 3.00 × abacus@1, 1.50 × etcd |", // of this session's etcd, not of another's
 		"700 [600..800] | 2.00 × etcd | 1500 [1000..2000] | 600 800 | 1000 2000 |",
 		"| 2.00 [1.00..3.00] | 7 / 13 |",
+		"| `etcd` | a \\| b | 3 | 500 | 2.000 [1.250..2.250] | 8.00 |", // to the job's median in this session, 0.25
+		"| `etcd` | a \\| b | 1 | 250 | 4.000 | – |",                   // where there is no job
+		"| `abacus` | 1000 | 1 | 13.50 | 20.50 | 31.0 | 77 |",
+		"| 1999 | 60 | 550 [500..600] | 10.00 [10.00..10.00] | 15.00 [12.00..18.00] | 1.50 [1.20..1.80] |",
 		"**Not measured:** idle: it broke",
 	} {
 		if !strings.Contains(got, s) {

@@ -33,6 +33,8 @@ type peer struct {
 	s      *session
 	cl     map[string][]Client // by target
 	loaded bool
+	// recorded: it has the data set of compute and jobs.
+	recorded bool
 	// version is what its servers say they are.
 	version string
 }
@@ -111,12 +113,9 @@ func (s *session) settle(ctx context.Context) error {
 func (s *session) do(ctx context.Context, op string) error {
 	switch op {
 	case "compute":
-		for _, p := range s.peers {
-			if err := s.compute(ctx, p); err != nil {
-				return err
-			}
-		}
-		return nil
+		return s.compute(ctx)
+	case "jobs":
+		return s.jobs(ctx)
 	case "failover":
 		return s.failover(ctx)
 	case "moves":
@@ -139,10 +138,15 @@ func (s *session) do(ctx context.Context, op string) error {
 // inTurn runs f on every peer in turn, several times, another one first each time,
 // keeps what it returns and prints the medians.
 func (s *session) inTurn(ctx context.Context, f func(ctx context.Context, p *peer, run int) (Record, error)) error {
+	return s.inTurnOf(ctx, s.peers, f)
+}
+
+// inTurnOf is inTurn for some peers.
+func (s *session) inTurnOf(ctx context.Context, peers []*peer, f func(ctx context.Context, p *peer, run int) (Record, error)) error {
 	var all []Record
 	for run := range s.Runs {
-		for k := range s.peers {
-			p := s.peers[(k+run)%len(s.peers)]
+		for k := range peers {
+			p := peers[(k+run)%len(peers)]
 			r, err := f(ctx, p, run)
 			if ctx.Err() != nil {
 				return ctx.Err()

@@ -42,6 +42,13 @@ var suite = []suiteRow{
 	{"idle", func(s *Settings) {
 		s.Peers, s.Ops, s.Dur, s.Runs = []string{"etcd", "abacus@64"}, []string{"idle"}, 2*s.Dur, min(s.Runs, 3)
 	}},
+	{"computing", func(s *Settings) {
+		s.Peers, s.Ops, s.Records = []string{"etcd", "abacus", "pg"}, []string{"compute"}, min(s.Records, 1_000_000)
+	}},
+	// By itself: what waits would be in the way of both.
+	{"jobs", func(s *Settings) {
+		s.Peers, s.Ops, s.C, s.Half, s.Records, s.Dur, s.Runs = []string{"abacus"}, []string{"jobs"}, []int{256}, .5, min(s.Records, 1_000_000), 6*s.Dur, min(s.Runs, 3)
+	}},
 	{"fill and start", func(s *Settings) {
 		s.Peers, s.Ops, s.Pipeline = []string{"abacus"}, []string{"start"}, 16
 	}},
