@@ -679,6 +679,11 @@ func (l *memLedger) List(context.Context) (recs []job.Record, err error) {
 	return recs, nil
 }
 
+func (l *memLedger) Unfinished(ctx context.Context) ([]job.Record, error) {
+	recs, err := l.List(ctx)
+	return slices.DeleteFunc(recs, func(rec job.Record) bool { return rec.State.Finished() }), err
+}
+
 func (l *memLedger) Delete(_ context.Context, id string, rev int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,6 +25,9 @@ type Ledger interface {
 	// Put stores rec under rec.ID if the record's revision is expectRev (0: it must not exist).
 	Put(ctx context.Context, rec job.Record, expectRev int64) (newRev int64, err error)
 	List(ctx context.Context) ([]job.Record, error)
+	// Unfinished are those of List that have not ended. It is asked for every second or so, and does not read the others, of which there may be a
+	// thousand of some KiB each.
+	Unfinished(ctx context.Context) ([]job.Record, error)
 	// Delete removes the record if its revision is rev, or whatever it is if rev < 0.
 	Delete(ctx context.Context, id string, rev int64) error
 }
@@ -40,7 +43,9 @@ const (
 	queueRetryAfter = 5 * time.Second
 	fullAge         = 100 * time.Millisecond // and when it finds it full
 	waitingAge      = time.Second            // how old this node's idea of the queue's length may be
-	ledgerTick      = 5 * time.Second        // the coordinator rereads the whole ledger this often, in case a change went unnoticed
+	ledgerTick      = 5 * time.Second        // the coordinator rereads all unfinished jobs this often, in case a change went unnoticed
+	pruneTick       = time.Minute            // and looks this often for records that are too many
+	pruneEnded      = 100                    // or after so many jobs
 	ledgerWait      = 5 * time.Second        // for one look at the ledger
 	updateWait      = 10 * time.Second
 	forgetWait      = 2 * time.Second
@@ -170,7 +175,7 @@ func (j *Jobs) admit(ctx context.Context) error {
 		}
 	}
 	if stale() {
-		recs, err := j.ledger.List(ctx)
+		recs, err := j.ledger.Unfinished(ctx)
 		if err != nil {
 			return fmt.Errorf("count waiting jobs: %w", err)
 		}

@@ -522,6 +522,21 @@ func TestOldJobsAreDropped(t *testing.T) {
 		if err != nil || len(recs) != maxFinished || slices.ContainsFunc(recs, func(r job.Record) bool { return r.ID < "j0005" }) {
 			t.Errorf("%d records are kept, %v", len(recs), err)
 		}
+		// Soon after they have become too many again, not only after a minute.
+		began := time.Now()
+		for i := range pruneEnded {
+			if _, err := c.node("n1").jobs.Submit(t.Context(), job.Spec{ID: fmt.Sprintf("k%04d", i), Reduce: "count"}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.node("n1").jobs.Result(t.Context(), fmt.Sprintf("k%04d", i), time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		recs, err = c.ledger.List(t.Context())
+		if took := time.Since(began); err != nil || len(recs) != maxFinished || took > pruneTick/2 {
+			t.Errorf("%d records are kept %v after %d more jobs, %v", len(recs), took, pruneEnded, err)
+		}
 	})
 }
 

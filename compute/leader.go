@@ -22,6 +22,8 @@ type leaderLoop struct {
 	waiting map[string]job.Record              // unfinished and not run by this loop
 	running map[string]context.CancelCauseFunc // one goroutine each
 	ended   chan string
+	over    int       // jobs that have ended since pruned
+	pruned  time.Time // when records were last looked through for those that are too many
 }
 
 // RunLeader runs jobs, by priority and age, until ctx ends: node calls it while this
@@ -50,6 +52,9 @@ func (j *Jobs) RunLeader(ctx context.Context) {
 			// the next reread finds it, not this instant, or a broken record would spin.
 			l.running[id](nil)
 			delete(l.running, id)
+			if l.over++; l.over >= pruneEnded {
+				l.prune(ctx)
+			}
 		case <-j.wake:
 			for id := range j.takeChanged() {
 				l.look(ctx, id)
@@ -94,11 +99,11 @@ func (l *leaderLoop) look(ctx context.Context, id string) {
 	}
 }
 
-// lookAtAll rereads the ledger, drops what is too old to keep, and says when to look again.
+// lookAtAll rereads what has not ended, and says when to look again.
 func (l *leaderLoop) lookAtAll(ctx context.Context) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, ledgerWait)
 	defer cancel()
-	recs, err := l.jobs.ledger.List(ctx)
+	recs, err := l.jobs.ledger.Unfinished(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			l.jobs.log.Warn("job ledger not read", "err", err)
@@ -112,17 +117,34 @@ func (l *leaderLoop) lookAtAll(ctx context.Context) time.Duration {
 		l.see(rec)
 	}
 	for id := range l.running {
-		if !present[id] {
+		if !present[id] { // it was cancelled, or deleted
 			l.gone(id)
 		}
+	}
+	if time.Since(l.pruned) >= pruneTick {
+		l.prune(ctx)
+	}
+	return ledgerTick
+}
+
+// prune drops records that are too old to keep. It reads them all.
+func (l *leaderLoop) prune(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ledgerWait)
+	defer cancel()
+	l.over, l.pruned = 0, time.Now()
+	recs, err := l.jobs.ledger.List(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.jobs.log.Warn("job ledger not read", "err", err)
+		}
+		return
 	}
 	for _, id := range tooOld(recs, maxFinished, maxFinishedSize) {
 		if err := l.jobs.ledger.Delete(ctx, id, -1); err != nil {
 			l.jobs.log.Warn("old job record not deleted", "job", id, "err", err)
-			break
+			return
 		}
 	}
-	return ledgerTick
 }
 
 // tooOld picks the finished jobs beyond the newest count and beyond size bytes.

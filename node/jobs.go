@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/abacusdb/abacus/compute"
@@ -257,8 +258,18 @@ func (l jobLedger) Put(ctx context.Context, rec job.Record, expectRev int64) (in
 	return r.Int, err
 }
 
-func (l jobLedger) List(ctx context.Context) ([]job.Record, error) {
-	list, err := l.n.records(ctx, recordsRequest{Shard: metaShard, Prefix: jobRecords})
+func (l jobLedger) List(ctx context.Context) ([]job.Record, error) { return l.list(ctx, nil) }
+
+// unfinishedMarks are each in the records of one state and in no others: a quotation mark that is in a text of a record has a backslash before it.
+var unfinishedMarks = []string{`"state":"` + string(job.Queued) + `"`, `"state":"` + string(job.Running) + `"`}
+
+func (l jobLedger) Unfinished(ctx context.Context) ([]job.Record, error) {
+	recs, err := l.list(ctx, unfinishedMarks)
+	return slices.DeleteFunc(recs, func(r job.Record) bool { return r.State.Finished() }), err // a node before v0.5 sends them all
+}
+
+func (l jobLedger) list(ctx context.Context, holds []string) ([]job.Record, error) {
+	list, err := l.n.records(ctx, recordsRequest{Shard: metaShard, Prefix: jobRecords, Holds: holds})
 	if err != nil {
 		return nil, err
 	}

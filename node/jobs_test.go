@@ -117,6 +117,25 @@ func TestJobsReadOneIndex(t *testing.T) {
 	})
 }
 
+// Which records are of jobs that have not ended is seen without decoding them: whatever texts are in them.
+func TestUnfinishedIsSeenInTheBytes(t *testing.T) {
+	q := recordsRequest{Holds: unfinishedMarks}
+	for _, state := range []job.State{job.Queued, job.Running, job.Succeeded, job.Failed, job.Cancelled} {
+		rec := job.Record{ID: "j", State: state, Error: unfinishedMarks[0], BadKeys: unfinishedMarks, Spec: job.Spec{Prefix: unfinishedMarks[1], Filter: `"state":"queued"`}}
+		rec.Log(time.Now(), unfinishedMarks[0])
+		value, err := rec.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.wants(value) == state.Finished() {
+			t.Errorf("%s: wanted %v", state, q.wants(value))
+		}
+	}
+	if all := new(recordsRequest); !all.wants(nil) {
+		t.Error("who asks for all gets none")
+	}
+}
+
 // A few keys need no pin and no log: their leader reads them, at one index all the same.
 func TestSmallJobsStayAtTheLeader(t *testing.T) {
 	nodes, _ := three(t)

@@ -1,8 +1,10 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/node/front"
@@ -154,6 +156,8 @@ type recordsRequest struct {
 	Prefix string           `json:"prefix"`
 	// Exact: the one record of that name is enough. A node before v0.5 sends those that begin with it.
 	Exact bool `json:"exact,omitempty"`
+	// Holds: only those in whose value one of these texts is. A node before v0.5 sends all.
+	Holds []string `json:"holds,omitempty"`
 }
 
 type record struct {
@@ -190,6 +194,10 @@ func (n *Node) handleRecords(ctx context.Context, _ string, raw []byte) ([]byte,
 	return encodeWire(list)
 }
 
+func (q *recordsRequest) wants(value []byte) bool {
+	return len(q.Holds) == 0 || slices.ContainsFunc(q.Holds, func(text string) bool { return bytes.Contains(value, []byte(text)) })
+}
+
 func recordsLocal(ctx context.Context, st *store.Store, q recordsRequest) (list []record, err error) {
 	v, err := st.ReadView(ctx)
 	if err != nil {
@@ -203,7 +211,9 @@ func recordsLocal(ctx context.Context, st *store.Store, q recordsRequest) (list 
 		return list, nil
 	}
 	v.Records(q.Prefix, func(name string, value []byte, revision int64) bool {
-		list = append(list, record{Name: name, Value: append([]byte(nil), value...), Revision: revision})
+		if q.wants(value) {
+			list = append(list, record{Name: name, Value: append([]byte(nil), value...), Revision: revision})
+		}
 		return true
 	})
 	return list, nil
