@@ -257,8 +257,8 @@ func plainBytes(w uint64) int { return bits.TrailingZeros64(marks(w)) / 8 }
 
 func marks(w uint64) uint64 {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
-	quote, slash := w^(ones*'"'), w^(ones*'\\')
-	return ((quote-ones)&^quote | (slash-ones)&^slash | (w-ones*' ')&^w) & tops
+	quote, slash := w^(ones*'"'), w^(ones*'\\') // with the top bits of w
+	return ((quote - ones) | (slash - ones) | (w - ones*' ')) &^ w & tops
 }
 
 // skipString returns where a string ends that begins at i, or -1.

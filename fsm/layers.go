@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"unsafe"
 
@@ -200,6 +201,8 @@ type cursor struct {
 	file *fileLayer
 	mem  [2]memCursor // active, frozen
 	b    *bolt.Cursor
+	// least is prefixOf the smallest key that a mem stands at, the largest number if none does.
+	least uint64
 	// What b stands at; k is nil at its end.
 	k, v []byte
 	// What advance has come to. The key and the value are good for as long as the layers are.
@@ -257,9 +260,19 @@ func (c *cursor) seek(key []byte) {
 			m.ok = m.it.seek(asString(key))
 		}
 	}
+	c.noteLeast()
 	c.inFile = true
 	c.k, c.v = c.b.Seek(key)
 	c.inFile = false
+}
+
+func (c *cursor) noteLeast() {
+	c.least = math.MaxUint64
+	for i := range c.mem {
+		if m := &c.mem[i]; m.ok {
+			c.least = min(c.least, m.it.prefix())
+		}
+	}
 }
 
 // next is advance for who has a use for a copy.
@@ -272,6 +285,11 @@ func (c *cursor) next() (key []byte, r row, ok bool) {
 
 // advance goes on to the next row, and says whether there is one.
 func (c *cursor) advance() bool {
+	// Most rows are in the file alone, and come before what is in memory: mostly eight bytes tell.
+	if c.k != nil && prefixOf(asString(c.k)) < c.least {
+		c.takeOfFile()
+		return true
+	}
 	for {
 		at := -1 // which of mem has the smallest key, the upper one if both have
 		for i := range c.mem {
@@ -302,6 +320,7 @@ func (c *cursor) advance() bool {
 				m.ok = m.it.next()
 			}
 		}
+		c.noteLeast()
 		if !c.row.dead {
 			c.row.below = true // as far as the cursor's user can tell
 			return true

@@ -135,6 +135,7 @@ func (c *rowsCursor) seek(key string) bool {
 	return ok
 }
 
-func (c *rowsCursor) next() bool  { return c.it.Next() }
-func (c *rowsCursor) key() string { return c.it.Item().key }
-func (c *rowsCursor) row() row    { return c.it.Item().row }
+func (c *rowsCursor) next() bool     { return c.it.Next() }
+func (c *rowsCursor) key() string    { return c.it.Item().key }
+func (c *rowsCursor) prefix() uint64 { return c.it.Item().prefix }
+func (c *rowsCursor) row() row       { return c.it.Item().row }
