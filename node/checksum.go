@@ -65,6 +65,7 @@ type shardChecks struct {
 	ended  checkReport
 	judged checkReport
 	failed time.Time // zero: the last did not
+	loaded bool      // judged is what was found last, by whoever led
 }
 
 func newChecks() *checks {
@@ -118,6 +119,23 @@ func (c *checks) last(shard sharding.ShardID) checkReport {
 		return e.judged
 	}
 	return checkReport{}
+}
+
+// suspects are the replicas of a shard that differ from a majority of its replicas, by what was found last. It is not known where this node does not lead the shard, or has
+// just begun to.
+func (c *checks) suspects(shard sharding.ShardID) (list []sharding.ReplicaID, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.led[shard]
+	if e == nil || !e.loaded {
+		return nil, false
+	}
+	for _, a := range e.judged.alarms() {
+		if a.Result == checkDiffers {
+			list = append(list, a.Replica)
+		}
+	}
+	return list, true
 }
 
 // update changes the check of a shard that is under way.
@@ -174,7 +192,7 @@ func (n *Node) loadCheck(ctx context.Context, st *store.Store, e *shardChecks) b
 		_, r, err := readCheck(ctx, st)
 		if err == nil {
 			n.checks.mu.Lock()
-			e.ended, e.judged = r, r
+			e.ended, e.judged, e.loaded = r, r, true
 			n.checks.mu.Unlock()
 			return true
 		}

@@ -163,11 +163,17 @@ func alter(t *testing.T, dir string, slot sharding.Slot, key, to string) {
 // readiness. A change of the leader does not take that away, nor does the replica's being down; that it is made anew, as the runbook says, and found equal does.
 func TestCheckFindsMismatch(t *testing.T) {
 	nodes, cfgs := three(t)
+	untilBalanced(t, nodes[0])
 	fill(t, nodes[0], "a")
-	slot, shard := nodes[0].Router().Locate([]byte("a1"))
+	key := "a1"
+	slot, shard := nodes[0].Router().Locate([]byte(key))
+	for i := 2; nodes[0].Router().PreferredLeader(shard) != "n3"; i++ { // the worst case: n3 would lead it
+		key = fmt.Sprint("a", i)
+		slot, shard = nodes[0].Router().Locate([]byte(key))
+	}
 	id, dir := replicaPath(t, nodes[2], shard)
 	cfgs[2] = stopped(t, nodes[2], cfgs[2])
-	alter(t, dir, slot, "a1", "w")
+	alter(t, dir, slot, key, "w")
 	nodes[2] = open(t, cfgs[2])
 	untilHealthy(t, nodes...)
 
@@ -213,6 +219,26 @@ func TestCheckFindsMismatch(t *testing.T) {
 			}
 		}
 		return fmt.Errorf("no node has %s", metric)
+	})
+
+	// It is not to lead: clients would read what it holds. Whoever has it lead, has it for a moment.
+	follows := func() error {
+		if leader := nodes[0].Leader(shard); leader == "" || leader == "n3" || nodes[2].Replica(shard).IsLeader() {
+			return fmt.Errorf("%q leads", leader)
+		}
+		return nil
+	}
+	until(t, "n3 follows", follows)
+	leader := nodes[slices.IndexFunc(nodes, func(n *Node) bool { return n.Replica(shard).IsLeader() })].Replica(shard)
+	term := leader.Status().Term
+	if err := leader.TransferLeadership(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "n3 follows again", func() error {
+		if now := nodes[0].Replica(shard).Status().Term; now < term+2 {
+			return fmt.Errorf("term %d, it was %d", now, term)
+		}
+		return follows()
 	})
 
 	// Another leader knows it.

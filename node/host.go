@@ -417,13 +417,17 @@ func (n *Node) betterLeader(st *store.Store) (sharding.Replica, bool) {
 	if !ok {
 		return sharding.Replica{}, false
 	}
+	suspects, known := n.checks.suspects(sh.ID)
+	if !known && !n.space.low() {
+		return sharding.Replica{}, false // it might be the worse one
+	}
 	ready := func(id sharding.NodeID) bool {
 		r, here := sh.On(id)
 		ps, alive := n.peers.get(id)
-		return here && alive && !ps.Stopping && !ps.DiskLow && st.CaughtUp(r.ID)
+		return here && alive && !ps.Stopping && !ps.DiskLow && st.CaughtUp(r.ID) && !slices.Contains(suspects, r.ID)
 	}
 	preferred := router.PreferredLeader(sh.ID)
-	if n.space.low() {
+	if own, _ := sh.On(n.cfg.ID); n.space.low() || slices.Contains(suspects, own.ID) { // clients would read, and copies be made of, what the majority does not hold
 		// As if the map did not place us: to anybody who is ready.
 		sh.Replicas = slices.DeleteFunc(slices.Clone(sh.Replicas), func(r sharding.Replica) bool { return r.Node == n.cfg.ID })
 		if preferred == n.cfg.ID {

@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -353,14 +354,15 @@ func (n *Node) handOver(ctx context.Context) {
 	moves.Wait()
 }
 
-// successor is a living voter that has caught up, one with room on its disk first.
+// successor is a living voter that has caught up, one with room on its disk first, which holds what the majority holds.
 func (n *Node) successor(st *store.Store) (best sharding.ReplicaID, ok bool) {
+	suspects, _ := n.checks.suspects(st.Shard())
 	for _, m := range st.Status().Members {
 		ps, alive := n.peers.get(m.Node)
 		if m.Node == n.cfg.ID || !m.Voter || !alive || ps.Stopping || !st.CaughtUp(m.Replica) {
 			continue
 		}
-		if !ps.DiskLow {
+		if !ps.DiskLow && !slices.Contains(suspects, m.Replica) {
 			return m.Replica, true
 		}
 		best, ok = m.Replica, true
