@@ -379,8 +379,9 @@ func (n *Node) callRecover(ctx context.Context, id sharding.NodeID, req recoverR
 	return answer, nil
 }
 
-// each has several nodes take a step at once, and returns their answers. The first error, in the order of the nodes, ends it.
-func (n *Node) each(ctx context.Context, nodes []sharding.NodeID, step func(context.Context, sharding.NodeID) (recoverAnswer, error)) ([]recoverAnswer, error) {
+// each has several nodes take a step at once, and returns their answers. The first error, in the order of the nodes, ends it; absent is its code where a
+// node is not there.
+func (n *Node) each(ctx context.Context, nodes []sharding.NodeID, absent transport.Code, step func(context.Context, sharding.NodeID) (recoverAnswer, error)) ([]recoverAnswer, error) {
 	answers, errs := make([]recoverAnswer, len(nodes)), make([]error, len(nodes))
 	var calls sync.WaitGroup
 	for i, id := range nodes {
@@ -389,14 +390,14 @@ func (n *Node) each(ctx context.Context, nodes []sharding.NodeID, step func(cont
 	calls.Wait()
 	for i, err := range errs {
 		if err != nil {
-			return nil, stepError(nodes[i], err)
+			return nil, stepError(nodes[i], err, absent)
 		}
 	}
 	return answers, nil
 }
 
 // stepError says what an administrator can do about a step that failed.
-func stepError(id sharding.NodeID, err error) error {
+func stepError(id sharding.NodeID, err error, absent transport.Code) error {
 	switch transport.CodeOf(err) {
 	case transport.CodeNoMethod:
 		return transport.Errorf(transport.CodeRefused, "node %s runs a version that knows no recovery: upgrade it first", id)
@@ -405,7 +406,7 @@ func stepError(id sharding.NodeID, err error) error {
 	case transport.CodeTimeout, transport.CodeLinkLost, transport.CodeClosed:
 		return transport.Errorf(transport.CodeConflict, "node %s has not answered yet (%v): say it again", id, err)
 	case transport.CodeUnavailable, transport.CodeWrongNode:
-		return transport.Errorf(transport.CodeConflict, "node %s does not answer and is not among the lost: start it, or, if it is lost for good, name it, too (%s)", id, cmp.Or(detail(err), "no answer"))
+		return transport.Errorf(absent, "node %s does not answer and is not among the lost: start it, or, if it is lost for good, name it, too (%s)", id, cmp.Or(detail(err), "no answer"))
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return transport.Errorf(transport.CodeConflict, "node %s is at it still: say it again", id)

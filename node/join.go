@@ -147,6 +147,9 @@ func (n *Node) misplaced() bool {
 	return changed
 }
 
+// notMember ends the refusal of a node that was taken out. The words are the sign: nodes of an older version would go on asking after a code that they do not know.
+const notMember = "is not a member any more"
+
 // announce goes on until somebody has taken note: after all nodes were stopped the first
 // ones up must wait for a majority. It fails if the cluster says that another
 // process is this node, or if another cluster has taken the place of ours.
@@ -170,6 +173,9 @@ func (n *Node) announce(ctx context.Context) error {
 			}
 			switch transport.CodeOf(err) {
 			case transport.CodeRefused:
+				if strings.HasSuffix(err.Error(), notMember) {
+					return fmt.Errorf("%w while it was down: what is in %s is not part of the cluster any more", ErrRemoved, n.dir.path)
+				}
 				return fmt.Errorf("the cluster refuses node %s: %w", n.cfg.ID, err)
 			case transport.CodeWrongCluster:
 				stranger = fmt.Errorf("%s: %w", addr, err)
@@ -267,7 +273,7 @@ func (n *Node) decideJoin(ctx context.Context, m sharding.Map, req joinRequest) 
 	known, in := m.Node(req.Node.ID)
 	if !in {
 		if req.ClusterID != "" {
-			return m, false, transport.Errorf(transport.CodeRefused, "node %s is not a member of cluster %s any more", req.Node.ID, m.ClusterID)
+			return m, false, transport.Errorf(transport.CodeRefused, "node %s was a member of cluster %s and "+notMember, req.Node.ID, m.ClusterID)
 		}
 		// It will be counted on: others must be able to reach it where it says it is.
 		if err := n.reachable(ctx, req); err != nil {

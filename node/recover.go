@@ -47,7 +47,7 @@ func (n *Node) showRecovery(ctx context.Context, args []string) (recoveryShown, 
 	if err != nil {
 		return recoveryShown{}, err
 	}
-	r, left, err := n.planRecovery(ctx, lost, empty)
+	r, left, err := n.planRecovery(ctx, lost, empty, transport.CodeRefused)
 	if err != nil {
 		return recoveryShown{}, err
 	}
@@ -69,8 +69,9 @@ func recoveryArgs(args []string) (lost []sharding.NodeID, empty bool, err error)
 	return lost, empty, nil
 }
 
-// planRecovery looks at all nodes but the lost. CodeRefused: it must not be done. CodeConflict: not now.
-func (n *Node) planRecovery(ctx context.Context, lost []sharding.NodeID, empty bool) (r sharding.Recovery, left []sharding.NodeID, err error) {
+// planRecovery looks at all nodes but the lost. CodeRefused: it must not be done. CodeConflict: not now. If one of them is not there, it is absent: who only looks is to be
+// told at once, and does not know yet whom to name; a recovery that has begun goes on when the node is back.
+func (n *Node) planRecovery(ctx context.Context, lost []sharding.NodeID, empty bool, absent transport.Code) (r sharding.Recovery, left []sharding.NodeID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	if slices.Contains(lost, n.cfg.ID) {
@@ -86,7 +87,7 @@ func (n *Node) planRecovery(ctx context.Context, lost []sharding.NodeID, empty b
 				return r, nil, err
 			}
 		}
-		answers, err := n.each(ctx, left, func(ctx context.Context, id sharding.NodeID) (recoverAnswer, error) {
+		answers, err := n.each(ctx, left, absent, func(ctx context.Context, id sharding.NodeID) (recoverAnswer, error) {
 			return n.callRecover(ctx, id, recoverRequest{Step: stepLook})
 		})
 		if err != nil {
@@ -135,7 +136,7 @@ func (n *Node) recover(ctx context.Context, phrase string, args []string) (recov
 	if err != nil {
 		return recoveryDone{}, err
 	}
-	r, left, err := n.planRecovery(ctx, lost, empty)
+	r, left, err := n.planRecovery(ctx, lost, empty, transport.CodeConflict)
 	if err != nil {
 		return recoveryDone{}, err
 	}
@@ -148,21 +149,21 @@ func (n *Node) recover(ctx context.Context, phrase string, args []string) (recov
 	for _, l := range r.Shards {
 		shards = append(shards, l.Shard)
 	}
-	_, err = n.each(ctx, left, func(ctx context.Context, id sharding.NodeID) (recoverAnswer, error) {
+	_, err = n.each(ctx, left, transport.CodeConflict, func(ctx context.Context, id sharding.NodeID) (recoverAnswer, error) {
 		return n.callRecover(ctx, id, recoverRequest{Step: stepFence, Run: run, Era: r.Era, Shards: shards})
 	})
 	if err != nil {
 		return recoveryDone{}, err
 	}
 	// What they had when we looked first may have grown since.
-	settled, left, err := n.planRecovery(ctx, lost, empty)
+	settled, left, err := n.planRecovery(ctx, lost, empty, transport.CodeConflict)
 	if err != nil {
 		return recoveryDone{}, err
 	}
 	if settled.Phrase() != phrase {
 		return recoveryDone{}, transport.Errorf(transport.CodeRefused, "something has changed meanwhile: look again at what it would do, and confirm that")
 	}
-	_, err = n.each(ctx, left, func(ctx context.Context, id sharding.NodeID) (answer recoverAnswer, err error) {
+	_, err = n.each(ctx, left, transport.CodeConflict, func(ctx context.Context, id sharding.NodeID) (answer recoverAnswer, err error) {
 		for _, l := range settled.Shards {
 			if l.To.Node != id {
 				continue

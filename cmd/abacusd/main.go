@@ -190,7 +190,11 @@ func serve(cfg node.Config) error {
 		}
 		cfg.Log.Error("node failed", "err", failure)
 	}
-	return errors.Join(failure, stop(cfg, signals, n.Close))
+	err := stop(cfg, signals, n.Close)
+	if errors.Is(err, failure) { // it tells of the failure, too
+		return err
+	}
+	return errors.Join(failure, err)
 }
 
 // stop waits for a graceful stop, but no longer than it may take, and no longer
