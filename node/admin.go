@@ -27,6 +27,8 @@ type verb struct {
 // changed is the answer of what changes the map.
 type changed struct {
 	Epoch uint64 `json:"epoch"`
+	// Unchanged: it is so already, or does not fit what there is.
+	Unchanged bool `json:"unchanged,omitempty"`
 }
 
 var verbs = []verb{
@@ -100,11 +102,16 @@ func (n *Node) Admin(ctx context.Context, words []string) ([]byte, error) {
 func (v verb) usage() string { return strings.TrimSpace(strings.Join(v.words, " ") + " " + v.args) }
 
 func (n *Node) change(ctx context.Context, decide decision) (any, error) {
-	m, err := n.changeMap(ctx, decide)
+	tried := false
+	m, err := n.changeMap(ctx, func(m sharding.Map) (sharding.Map, bool, error) {
+		next, changes, err := decide(m)
+		tried = tried || changes // and not found done already because an attempt of unknown outcome did it
+		return next, changes, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return changed{m.Epoch}, nil
+	return changed{m.Epoch, !tried}, nil
 }
 
 // changeShard changes the shard of that number.

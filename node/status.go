@@ -312,7 +312,7 @@ func viewShard(sh sharding.Shard, want int, said map[sharding.NodeID]peerStatus,
 	case sh.Founding != "":
 		problems = append([]string{"being founded on node " + sh.Replicas[0].Node + ": it owns no slots before"}, problems...)
 	case v.Leader == "":
-		problems = append([]string{"no leader: neither reads nor writes"}, problems...)
+		problems = append([]string{"no leader: neither reads nor writes, until a majority of its replicas is back (if it is lost for good: abacus recover --help)"}, problems...)
 	case voters < want && len(problems) == 0 && !fresh:
 		problems = append(problems, fmt.Sprintf("%d of %d voters, growing", voters, want))
 	}

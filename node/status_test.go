@@ -42,7 +42,7 @@ func TestViewShard(t *testing.T) {
 		problem string
 	}{
 		{"led", true, "leader learner down", "replica c.3 on node c is down"},
-		{"in an election", false, "follower follower down", "no leader: neither reads nor writes; replica c.3 on node c is down"},
+		{"in an election", false, "follower follower down", "no leader: neither reads nor writes, until a majority of its replicas is back (if it is lost for good: abacus recover --help); replica c.3 on node c is down"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := viewShard(sh, 3, said(tc.leads), alive)

@@ -33,7 +33,7 @@ func DrainNode(m Map, id, successor NodeID, may Candidate) (next Map, changed bo
 		to, ok := m.Node(successor)
 		switch {
 		case !ok:
-			return m, false, unknownNode("drain", id, successor)
+			return m, false, &NodeError{Verb: "drain", Node: id, Faults: []string{fmt.Sprintf("there is no node %q: one that was just started is a member in some seconds", successor)}}
 		case to.Cordoned || to.Draining:
 			return m, false, &NodeError{Verb: "drain", Node: id, Faults: []string{fmt.Sprintf("node %s is cordoned, and takes nothing: uncordon it first", successor)}}
 		case to.Dead || !may(successor):

@@ -238,6 +238,8 @@ func (cr *creation) retry(ctx context.Context, s *source, verb string, try func(
 			return context.Cause(ctx)
 		case errors.As(err, &f):
 			return f.err
+		case errors.Is(err, client.ErrNoPermission), errors.Is(err, client.ErrAuth):
+			return fmt.Errorf("%s of shard %d: %w", verb, s.id, err)
 		case n+1 == tries, refused == refusals:
 			return fmt.Errorf("%s of shard %d: %w: %w", verb, s.id, ErrSnapshotLost, err)
 		}

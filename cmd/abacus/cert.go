@@ -171,6 +171,9 @@ func issue(dir, out, ca, file string, r cert.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(out, 0o700); err != nil {
+		return err
+	}
 	return a.Issue(out, file, r)
 }
 

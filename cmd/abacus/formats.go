@@ -145,7 +145,8 @@ func gridOf(doc json.RawMessage) (g grid, ok bool, err error) {
 		}
 		return g, true, nil
 	}
-	columns := map[string]int{}
+	var rows [][]part
+	var names []string
 	for _, p := range parts {
 		fields, inner, err := partsOf(p.value)
 		if err != nil {
@@ -154,23 +155,29 @@ func gridOf(doc json.RawMessage) (g grid, ok bool, err error) {
 		if fields == nil {
 			fields = []part{{"value", p.value}}
 		}
-		row := make([]string, len(g.head), len(g.head)+len(fields))
-		for i, f := range fields {
+		at := len(names) // a name that is new comes before the known one that follows it: the first bucket of a histogram has no "from"
+		for i := range slices.Backward(fields) {
+			f := &fields[i]
 			if inner {
 				f.name = fmt.Sprint(i + 1)
 			}
-			at, known := columns[f.name]
-			if !known {
-				at = len(g.head)
-				columns[f.name] = at
-				g.head, row = append(g.head, strings.ToUpper(f.name)), append(row, "")
+			if known := slices.Index(names, f.name); known >= 0 {
+				at = known
+			} else {
+				names = slices.Insert(names, at, f.name)
 			}
-			row[at] = cellOf(f.value)
+		}
+		rows = append(rows, fields)
+	}
+	for _, r := range rows {
+		row := make([]string, len(names))
+		for _, f := range r {
+			row[slices.Index(names, f.name)] = cellOf(f.value)
 		}
 		g.rows = append(g.rows, row)
 	}
-	for i, row := range g.rows { // columns that came later
-		g.rows[i] = append(row, make([]string, len(g.head)-len(row))...)
+	for _, name := range names {
+		g.head = append(g.head, strings.ToUpper(name))
 	}
 	if g.head == nil {
 		g.head = []string{"VALUE"}

@@ -66,7 +66,9 @@ func TestSpecFiles(t *testing.T) {
 func TestGridOf(t *testing.T) {
 	for doc, want := range map[string]string{
 		`[{"group":"a,b","value":123456789012345678901234567890},{"group":"ü","value":0.10}]`: "group,value\n\"a,b\",123456789012345678901234567890\nü,0.10\n",
-		`[{"a":1},{"b":{"c": [1, 2]},"a":null}]`:                                              "a,b\n1,\nnull,\"{\"\"c\"\":[1,2]}\"\n",
+		`[{"a":1},{"b":{"c": [1, 2]},"a":null}]`:                                              "b,a\n,1\n\"{\"\"c\"\":[1,2]}\",null\n",
+		`[{"to":1,"count":2},{"from":1,"to":2,"count":3},{"from":2,"count":4}]`:               "from,to,count\n,1,2\n1,2,3\n2,,4\n",
+		`[{"a":1},{"a":2,"b":3},{"z":0}]`:                                                     "a,b,z\n1,,\n2,3,\n,,0\n",
 		`[["x",1],["y",2,3]]`:                                                                 "1,2,3\nx,1,\ny,2,3\n",
 		`["x",1.50,"<&>"]`:                                                                    "value\nx\n1.50\n<&>\n",
 		`{"0.5":3,"0.99":1e300}`:                                                              "key,value\n0.5,3\n0.99,1e300\n",

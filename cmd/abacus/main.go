@@ -142,7 +142,7 @@ text there, and the exit code is for programs. Exit codes: 0 done, 1 failed
 	}
 	group("keys", newGetCommand(a), newPutCommand(a), newDelCommand(a), newIncrCommand(a), newCASCommand(a), newScanCommand(a), newImportCommand(a), newExportCommand(a))
 	group("jobs", newJobCommand(a))
-	group("cluster", newStatusCommand(a), newNodeCommand(a), newShardCommand(a), newSlotsCommand(a), newRebalanceCommand(a), newRecoverCommand(a), newUserCommand(a), newUpgradeCommand(a), newBackupCommand(a), newBenchCommand(a), newDevCommand(), newCertCommand())
+	group("cluster", newStatusCommand(a), newPingCommand(a), newNodeCommand(a), newShardCommand(a), newSlotsCommand(a), newRebalanceCommand(a), newRecoverCommand(a), newUserCommand(a), newUpgradeCommand(a), newBackupCommand(a), newBenchCommand(a), newDevCommand(), newCertCommand())
 	root.AddCommand(newVersionCommand(a))
 	if err := root.RegisterFlagCompletionFunc("output", completeFormats); err != nil {
 		panic(err) // the flag is there: see above

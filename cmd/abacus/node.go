@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -174,7 +175,18 @@ directory; with an empty one it may join anew.`,
 		ValidArgsFunction: completeMembers(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
-				return a.admin(ctx, cmd, c, fmt.Sprintf("node %s is out of the cluster", args[0]), "node", "remove", args[0])
+				answer, err := c.Admin(ctx, "node", "remove", args[0])
+				if err != nil {
+					return err
+				}
+				if a.json() {
+					return writeJSON(cmd.OutOrStdout(), json.RawMessage(answer))
+				}
+				var did struct{ Unchanged bool }
+				if json.Unmarshal(answer, &did) == nil && did.Unchanged {
+					return a.carriedOut(cmd, fmt.Sprintf("there is no node %s in the cluster, or not any more: see %s", args[0], a.try("node list")))
+				}
+				return a.carriedOut(cmd, fmt.Sprintf("node %s is out of the cluster", args[0]))
 			})
 		},
 	}

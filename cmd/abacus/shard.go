@@ -171,7 +171,7 @@ func newRebalanceCommand(a *app) *cobra.Command {
 		Use:   "rebalance",
 		Short: "Move replicas until every node has as many as any other",
 		Long: `Move replicas, a few at a time, until every node has as many as any other or one more, and the replicas of each shard are spread over as
-many zones as can be; then leaders are even, too. Replicas are moved for evenness only when this is said, or always with --auto=on: after a
+many zones as can be; leaders are even within a minute of that. Replicas are moved for evenness only when this is said, or always with --auto=on: after a
 node has joined, say. See what would be done with --dry-run. Ctrl-C ends the waiting, not the moves; --stop begins no more.`,
 		Example: `  abacus rebalance --dry-run
   abacus rebalance

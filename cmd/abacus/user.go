@@ -394,7 +394,16 @@ func (a *app) tokenFrom() string {
 func (a *app) authHint(err error) string {
 	switch {
 	case errors.Is(err, client.ErrNoPermission):
-		return fmt.Sprintf("an admin gives rights with \"%s\"", a.try("user grant NAME --read PREFIX"))
+		right := "--read PREFIX or --write PREFIX" // it is about keys
+		if _, after, ok := strings.Cut(err.Error(), "permissions to run the '"); ok {
+			switch command, _, _ := strings.Cut(after, "'"); {
+			case strings.HasPrefix(command, "job."):
+				right = "--jobs"
+			case strings.HasPrefix(command, "abacus."):
+				return "only an admin may do that: use an admin's token"
+			}
+		}
+		return fmt.Sprintf("an admin gives rights with \"%s\"", a.try("user grant NAME "+right))
 	case a.token == "":
 		return "the cluster has users: put the token of one into ABACUS_TOKEN, or name a file that has it with --token-file"
 	case a.user != "":

@@ -100,8 +100,12 @@ func TestTokens(t *testing.T) {
 			r.Reply.SimpleString("OK")
 		case "GET secret":
 			r.Reply.Error("NOPERM No permissions to access a key")
-		case "GET closed":
+		case "GET closed", "ABACUS.STATUS":
 			r.Reply.Error("NOAUTH Authentication required.")
+		case "PING":
+			r.Reply.SimpleString("PONG")
+		case "JOB.LIST", "ABACUS.ADMIN upgrade":
+			r.Reply.Error("NOPERM User bob has no permissions to run the '" + strings.ToLower(r.Args[0]) + "' command")
 		default:
 			if r.Args[0] == "AUTH" {
 				r.Reply.Error("WRONGPASS invalid username-password pair or user is disabled.")
@@ -120,11 +124,14 @@ func TestTokens(t *testing.T) {
 		}
 	}
 	check(t, c, "", "put the token of one into ABACUS_TOKEN", exitDenied, "get", "closed")
+	check(t, c, "it answers\n", "", 0, "ping") // a health check has no token
 	write("good\n")
 	check(t, c, "v", "", 0, "get", "k", "--token-file", file)
 	check(t, c, "v", "", 0, "get", "k", "--token-file", file, "--user", "bob")
 	check(t, c, "", "not one of user eve", exitDenied, "get", "k", "--token-file", file, "--user", "eve")
-	check(t, c, "", "user grant NAME", exitDenied, "get", "secret", "--token-file", file)
+	check(t, c, "", "user grant NAME --read PREFIX or --write PREFIX", exitDenied, "get", "secret", "--token-file", file)
+	check(t, c, "", "user grant NAME --jobs", exitDenied, "job", "list", "--token-file", file)
+	check(t, c, "", "only an admin may do that", exitDenied, "upgrade", "--token-file", file)
 	check(t, c, "", "--user bob without a token", exitUsage, "get", "k", "--user", "bob")
 	for _, bad := range []string{"", "\n", "two words", strings.Repeat("x", 5000)} {
 		write(bad)
