@@ -76,7 +76,7 @@ func (p *peers) pump(queue <-chan inbound) {
 				in.reply(nil, transport.Errorf(transport.CodeTimeout, "waited too long for the log"))
 				continue
 			}
-			resp, err := p.dispatch(p.ctx, in.req, nil)
+			resp, err := p.dispatch(p.ctx, afterSnapshot(in.req, p.logStart()), nil)
 			if err == nil {
 				// What it asks for we may have from a time when we led, and not on the disk yet.
 				err = p.awaitSynced(p.ctx, math.MaxUint64)
@@ -88,6 +88,25 @@ func (p *peers) pump(queue <-chan inbound) {
 			}
 		}
 	}
+}
+
+// logStart is where a replica's log begins: with the entry first (0: it is empty), behind a snapshot whose last entry is end, of term.
+type logStart struct{ first, end, term uint64 }
+
+// afterSnapshot leaves out of a request what the replica's snapshot has, if its log does not begin before that any more. A leader that has not heard our answers,
+// while we took its entries, made a snapshot and cut our log, asks for an entry that is not there. Raft would say no, and be asked for an older one; then be sent
+// a snapshot that lies below ours, which is done already; and be asked for the same entry again, as long as that leader leads. What a snapshot has is committed, so whoever may lead
+// has the same entries there (Raft thesis, 3.6.3).
+func afterSnapshot(req *raft.AppendEntriesRequest, log logStart) *raft.AppendEntriesRequest {
+	if isHeartbeat(req) || req.PrevLogEntry >= log.end || log.first > 0 && max(req.PrevLogEntry, 1) >= log.first {
+		return req
+	}
+	rest := *req
+	rest.PrevLogEntry, rest.PrevLogTerm = log.end, log.term
+	for len(rest.Entries) > 0 && rest.Entries[0].Index <= log.end {
+		rest.Entries = rest.Entries[1:]
+	}
+	return &rest
 }
 
 // dispatch gives raft's main loop a request and waits for its answer. Until the

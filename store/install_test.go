@@ -301,6 +301,122 @@ func TestStaleInstall(t *testing.T) {
 	c.converge()
 }
 
+// A leader that has not heard our answers asks for entries that we have taken, made a snapshot of and cut out of the log. It is told yes: with no, it would send
+// a snapshot that lies below ours, and ask for the same again, for as long as it leads.
+func TestEntriesBelowOurSnapshot(t *testing.T) {
+	c := newCluster(t, 3, func(n *node, cfg *Config) {
+		frugal(n, cfg)
+		if n.first {
+			cfg.Snapshots.Trailing = 1000
+		}
+	})
+	c.converge()
+	c.fill("a", 150)
+	l := c.waitLeader()
+	if l != c.nodes[0] {
+		t.Fatalf("%s leads", l.id)
+	}
+	f := c.followers()[0]
+	c.converge()
+	until(t, "the follower's log to be cut", func() bool {
+		start, last := f.store.logs.start(), f.store.Status().LastIndex
+		if start.first > 20 && start.first <= start.end && last > start.end && last < start.end+40 {
+			return true // an entry is behind its snapshot, and too few for another one
+		}
+		c.put("behind", "x")
+		return false
+	})
+	c.converge()
+	before, start := f.store.Status(), f.store.logs.start()
+	entries := func(from, to uint64) (list []*raft.Log) {
+		for i := from; i <= to; i++ {
+			entry := new(raft.Log)
+			if err := l.store.logs.GetLog(i, entry); err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, entry)
+		}
+		return list
+	}
+	term := func(i uint64) uint64 { return entries(i, i)[0].Term }
+	ask := func(prev, prevTerm uint64, list []*raft.Log) bool {
+		t.Helper()
+		req := &raft.AppendEntriesRequest{
+			RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte(l.replica), Addr: []byte(l.replica + "\x00" + l.id)},
+			Term:      before.Term, PrevLogEntry: prev, PrevLogTerm: prevTerm, Entries: list, LeaderCommitIndex: before.Applied,
+		}
+		var resp raft.AppendEntriesResponse
+		if err := l.store.inst.Load().peers.AppendEntries(raft.ServerID(f.replica), raft.ServerAddress(f.id), req, &resp); err != nil {
+			t.Fatal(err)
+		}
+		return resp.Success
+	}
+	for _, prev := range []uint64{1, start.first - 2} {
+		for _, to := range []uint64{prev, prev + 1, start.end - 1, start.end, before.LastIndex} {
+			if !ask(prev, term(prev), entries(prev+1, to)) {
+				t.Errorf("entries %d to %d are refused, by a log from %d behind a snapshot to %d", prev+1, to, start.first, start.end)
+			}
+		}
+	}
+	if !ask(0, 0, entries(1, before.LastIndex)) {
+		t.Error("all entries are refused")
+	}
+	if prev := start.end; ask(prev, term(prev)+1, entries(prev+1, prev+1)) { // with an entry, or the leader would not even ask
+		t.Error("an entry of another term is taken for ours")
+	}
+	if ask(before.LastIndex+5, before.Term, nil) {
+		t.Error("an entry is taken for ours that we do not have")
+	}
+	if after := f.store.Status(); after.LastIndex != before.LastIndex || after.Applied < before.Applied || after.Term != before.Term {
+		t.Errorf("from %+v to %+v", before, after)
+	}
+	c.fill("b", 20)
+	c.converge()
+}
+
+// What is asked of raft is what is asked of us but for what the snapshot has.
+func TestAfterSnapshot(t *testing.T) {
+	entries := func(from, to uint64) (list []*raft.Log) {
+		for i := from; i <= to; i++ {
+			list = append(list, &raft.Log{Index: i, Term: 3})
+		}
+		return list
+	}
+	cut := logStart{first: 90, end: 100, term: 7}
+	for _, tc := range []struct {
+		name     string
+		log      logStart
+		prev     uint64
+		entries  []*raft.Log
+		wantPrev uint64
+		want     int
+	}{
+		{"no snapshot", logStart{first: 1}, 5, entries(6, 9), 5, 4},
+		{"a log that begins before", cut, 90, entries(91, 95), 90, 5},
+		{"in front of the log", cut, 89, entries(90, 103), 100, 3},
+		{"all of it in the snapshot", cut, 50, entries(51, 60), 100, 0},
+		{"a question", cut, 50, nil, 100, 0},
+		{"from the first entry", cut, 0, entries(1, 101), 100, 1},
+		{"from the first entry, which is there", logStart{first: 1, end: 100, term: 7}, 0, entries(1, 5), 0, 5},
+		{"behind the snapshot", cut, 100, entries(101, 102), 100, 2},
+		{"an empty log", logStart{end: 100, term: 7}, 99, entries(100, 102), 100, 2},
+		{"an empty log, behind the snapshot", logStart{end: 100, term: 7}, 101, entries(102, 102), 101, 1},
+	} {
+		req := &raft.AppendEntriesRequest{Term: 9, PrevLogEntry: tc.prev, PrevLogTerm: 3, Entries: tc.entries, LeaderCommitIndex: 1}
+		got := afterSnapshot(req, tc.log)
+		wantTerm := uint64(3)
+		if tc.wantPrev != tc.prev {
+			wantTerm = tc.log.term
+		}
+		if got.PrevLogEntry != tc.wantPrev || got.PrevLogTerm != wantTerm || len(got.Entries) != tc.want || len(req.Entries) != len(tc.entries) || got.Term != 9 || got.LeaderCommitIndex != 1 {
+			t.Errorf("%s: %+v", tc.name, got)
+		}
+	}
+	if beat := (&raft.AppendEntriesRequest{Term: 9}); afterSnapshot(beat, cut) != beat {
+		t.Error("a heartbeat is changed")
+	}
+}
+
 // A sender that gives up in the middle leaves the receiver as it was, free to go on.
 func TestBrokenInstall(t *testing.T) {
 	c := newCluster(t, 2, nil)

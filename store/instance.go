@@ -42,6 +42,13 @@ func newInstance(s *Store) (*instance, error) {
 		}
 		return rep
 	}
+	in.peers.logStart = func() logStart {
+		start := s.logs.start()
+		if start.end > in.peers.floor() { // it is just being installed
+			return logStart{}
+		}
+		return start
+	}
 	in.peers.fresh = newFreshness(s.fsm.Applied)
 	in.peers.confirmed = func(term uint64) (time.Time, bool) {
 		if l := s.lead.Load(); l != nil && l.in == in {

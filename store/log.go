@@ -103,6 +103,16 @@ func (l *logStore) IsMonotonic() bool { return !planted.Is(planted.LogNotMonoton
 func (l *logStore) FirstIndex() (uint64, error) { return l.inner.FirstIndex() }
 func (l *logStore) LastIndex() (uint64, error)  { return l.inner.LastIndex() }
 
+// start is where the log begins. That it cannot be told is as if it began before any snapshot.
+func (l *logStore) start() logStart {
+	first, err := l.inner.FirstIndex()
+	if err != nil {
+		return logStart{}
+	}
+	end, term := l.snapshotEnd()
+	return logStart{first, end, term}
+}
+
 // bytesAfter is what the entries after an index take; false if the log cannot tell.
 func (l *logStore) bytesAfter(index uint64) (int64, bool) {
 	if w, ok := l.inner.(interface{ BytesAfter(uint64) int64 }); ok {

@@ -62,9 +62,10 @@ type peers struct {
 	stuckFor func() time.Duration
 	// unsynced says whether our own log is not on the disk up to an index yet, and calls landed when it is.
 	unsynced func(index uint64, landed func()) bool
-	// report is what this replica tells its leader of itself, confirmed is leadership.confirmed of the present one, fresh how old the state
+	// report is what this replica tells its leader of itself, logStart where its log begins, confirmed is leadership.confirmed of the present one, fresh how old the state
 	// is. Set before start.
 	report    func() report
+	logStart  func() logStart
 	confirmed func(term uint64) (time.Time, bool)
 	fresh     *freshness
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
