@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 	"strings"
@@ -263,14 +264,57 @@ func marks(w uint64) uint64 {
 
 // skipString returns where a string ends that begins at i, or -1.
 func skipString(doc []byte, i int) (end int, escaped bool) {
-	for i++; i < len(doc); i++ {
-		for i+32 <= len(doc) { // of long texts four words at once: one branch, and the processor does them side by side
-			b := doc[i : i+32 : i+32]
-			if marks(binary.LittleEndian.Uint64(b))|marks(binary.LittleEndian.Uint64(b[8:]))|marks(binary.LittleEndian.Uint64(b[16:]))|marks(binary.LittleEndian.Uint64(b[24:])) != 0 {
-				break
+	i++
+	for i+8 <= len(doc) {
+		if n := plainBytes(binary.LittleEndian.Uint64(doc[i:])); n < 8 {
+			if i += n; doc[i] == '"' { // a short one, as most are
+				return i + 1, false
 			}
-			i += 32
+			break
 		}
+		// A long one. Where it ends, if nothing in it is escaped, the library finds 32 bytes at a time.
+		i += 8
+		n := bytes.IndexByte(doc[i:], '"')
+		if n < 0 {
+			return -1, false
+		}
+		if plainText(doc[i : i+n]) {
+			return i + n + 1, false
+		}
+		break
+	}
+	return skipEscaped(doc, i)
+}
+
+// plainText says that there are no backslashes and no control characters.
+func plainText(s []byte) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	word := func(at int) uint64 { // as marks
+		w := binary.LittleEndian.Uint64(s[at : at+8])
+		return (((w ^ ones*'\\') - ones) | (w - ones*' ')) &^ w
+	}
+	at := 0
+	for ; at+32 <= len(s); at += 32 { // four words at once: one branch, and the processor does them side by side
+		if (word(at)|word(at+8)|word(at+16)|word(at+24))&tops != 0 {
+			return false
+		}
+	}
+	for ; at+8 <= len(s); at += 8 {
+		if word(at)&tops != 0 {
+			return false
+		}
+	}
+	for _, c := range s[at:] {
+		if c < ' ' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// skipEscaped goes on in a string from any place in it that is not within an escape.
+func skipEscaped(doc []byte, i int) (end int, escaped bool) {
+	for ; i < len(doc); i++ {
 		for i+8 <= len(doc) {
 			n := plainBytes(binary.LittleEndian.Uint64(doc[i:]))
 			if i += n; n < 8 {

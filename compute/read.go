@@ -71,8 +71,10 @@ func readFloat(value []byte, it *fold.Value) bool {
 // readNumber reads a text that has a point or an exponent as a float, any other as an integer, which is then
 // exact however large. One of too many digits does not become a float.
 func readNumber(text []byte, it *fold.Value) bool {
-	if bytes.ContainsAny(text, ".eE") {
-		return readFloat(text, it)
+	for _, c := range text {
+		if c == '.' || c|0x20 == 'e' {
+			return readFloat(text, it)
+		}
 	}
 	return readInt(text, it)
 }
