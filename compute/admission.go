@@ -28,6 +28,8 @@ const (
 type Limits struct {
 	// ScanBytes is how many bytes of keys and values tasks may read in a second, all together; 0: as many as they can.
 	ScanBytes int64
+	// Quiet says whether hardly anybody but jobs asks the cluster for anything at present. nil: that is not known. Any goroutine may call it.
+	Quiet func() bool
 }
 
 // Admission decides what tasks may take of this node, so that clients do not feel them: a turn each, for at most GOMAXPROCS-1 at once,
@@ -46,6 +48,7 @@ type Admission struct {
 	tasks      budget
 	masters    budget
 	latency    latencySource
+	quiet      func() bool
 
 	share      atomic.Uint64 // as the bits of a float64; the steering goroutine changes it
 	p99        atomic.Int64  // that it has seen last
@@ -71,7 +74,10 @@ type latencySource interface {
 // NewAdmission makes the limits of one node, which its Worker and its Master share.
 func NewAdmission(limits Limits) *Admission {
 	processors := runtime.GOMAXPROCS(0)
-	a := &Admission{processors: float64(processors), slots: max(1, processors-1), latency: newSchedulerLatency(), stop: make(chan struct{})}
+	a := &Admission{processors: float64(processors), slots: max(1, processors-1), latency: newSchedulerLatency(), quiet: limits.Quiet, stop: make(chan struct{})}
+	if a.quiet == nil {
+		a.quiet = func() bool { return false }
+	}
 	a.turns.free = a.slots
 	a.tasks.limit, a.masters.limit = memoryBudget, memoryBudget
 	a.cpu = rate.NewLimiter(0, int(cpuBurst))
@@ -103,7 +109,10 @@ func (a *Admission) enter() {
 		return
 	}
 	a.steers = true
-	if time.Since(a.since) > shareAge {
+	switch {
+	case a.quiet():
+		a.setShare(maxShare)
+	case time.Since(a.since) > shareAge:
 		a.setShare(startShare)
 	}
 	a.wg.Go(a.runSteering)
@@ -125,8 +134,14 @@ func (a *Admission) runSteering() {
 			return
 		case <-tick.C:
 		}
-		if p99, ok := a.latency.p99(); ok {
+		p99, known := a.latency.p99()
+		if known {
 			a.p99.Store(int64(p99))
+		}
+		switch {
+		case a.quiet():
+			a.setShare(maxShare)
+		case known:
 			a.setShare(steer(a.Share(), p99, a.wanted.Swap(false)))
 		}
 		a.mu.Lock()

@@ -259,6 +259,36 @@ func TestSteeringEnds(t *testing.T) {
 	})
 }
 
+// Where nobody else is there, tasks have all that they may have from the first moment, however long their own goroutines wait; and when clients come,
+// what they wait counts again.
+func TestQuietNodeSparesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var busy atomic.Bool
+		a := NewAdmission(Limits{Quiet: func() bool { return !busy.Load() }})
+		a.latency = &fakeLatency{of: func() (time.Duration, bool) { return 5 * time.Millisecond, true }}
+		defer a.Close()
+		a.enter()
+		defer a.leave()
+		if a.Share() != maxShare {
+			t.Errorf("share %v at first", a.Share())
+		}
+		time.Sleep(5*steerTick + 1)
+		if a.Share() != maxShare {
+			t.Errorf("share %v after five ticks", a.Share())
+		}
+		busy.Store(true)
+		time.Sleep(2 * steerTick)
+		if want := maxShare * shareFall * shareFall; a.Share() != want {
+			t.Errorf("share %v two ticks after clients have come, want %v", a.Share(), want)
+		}
+		busy.Store(false)
+		time.Sleep(steerTick)
+		if a.Share() != maxShare {
+			t.Errorf("share %v a tick after they have gone", a.Share())
+		}
+	})
+}
+
 // A task that waits for what it owes ends at once when it is not wanted any more.
 func TestCancelEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -268,9 +268,12 @@ const keyPath = "/v1/kv/"
 // a/b, which is another key.
 func (h *httpServer) keys(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case !strings.HasPrefix(r.URL.EscapedPath(), keyPath):
+		if !strings.HasPrefix(r.URL.EscapedPath(), keyPath) {
 			next.ServeHTTP(w, r)
+			return
+		}
+		h.n.loads.http.Add(1)
+		switch {
 		case r.Method == http.MethodGet || r.Method == http.MethodHead:
 			h.get(w, r)
 		case r.Method == http.MethodPut:

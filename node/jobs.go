@@ -21,7 +21,7 @@ import (
 
 // initCompute makes the three roles that a node plays in jobs.
 func (n *Node) initCompute() {
-	n.admission = compute.NewAdmission(compute.Limits{ScanBytes: n.cfg.JobScanBytes})
+	n.admission = compute.NewAdmission(compute.Limits{ScanBytes: n.cfg.JobScanBytes, Quiet: n.quiet})
 	n.worker = compute.NewWorker(jobViews{n}, n.transport, n.admission, n.log)
 	n.master = compute.NewMaster(jobShards{jobViews{n}}, n.transport, n.admission, n.log)
 	n.jobs = compute.NewJobs(n.cfg.ID, jobLedger{n}, jobEnv{n}, n.cfg.Now, n.log)

@@ -16,7 +16,7 @@ const (
 	loadKept = 300
 )
 
-// load is what a node does for its RESP clients, over its last loadEvery. Peers tell it to each other. Commands are those on keys, counted where
+// load is what a node does for its clients, over its last loadEvery. Peers tell it to each other. Commands are those on keys, counted where
 // their client is connected; a rate is by the second, a time in microseconds from when a command is there to when it is answered.
 type load struct {
 	Reads  float64 `json:"reads"`
@@ -27,15 +27,19 @@ type load struct {
 	ReadP99  int64   `json:"read_p99_us"`
 	WriteP50 int64   `json:"write_p50_us"`
 	WriteP99 int64   `json:"write_p99_us"`
-	Clients  int     `json:"clients"`
+	// HTTP is requests about keys on the HTTP port, which are not among the others.
+	HTTP    float64 `json:"http,omitempty"`
+	Clients int     `json:"clients"` // of RESP
 	// LogBytes is what the node's log takes on disk; 0 if each replica has a log of its own.
 	LogBytes int64 `json:"log_bytes,omitempty"`
 }
 
-// loads is this node's own load now, and the cluster's for some minutes. runLoad alone changes it.
+// loads is this node's own load now, and the cluster's for some minutes. runLoad alone changes it, but for the counter.
 type loads struct {
-	now atomic.Pointer[load]
-	mu  sync.Mutex
+	now  atomic.Pointer[load]
+	seen atomic.Uint64 // commands of all that this node had worked by then
+	http atomic.Uint64 // requests about keys on the HTTP port
+	mu   sync.Mutex
 	// past is a ring under mu: look number i is past[i%loadKept]; looks is how many there were.
 	past  [loadKept]load
 	looks int
@@ -58,6 +62,7 @@ func (n *Node) runLoad(ctx context.Context) error {
 			own.LogBytes = n.wal.Stats().DiskBytes
 		}
 		was, looked = now, at
+		n.loads.seen.Store(now.commands())
 		n.loads.now.Store(&own)
 		all := []load{own}
 		for _, nd := range n.Router().Map().Nodes {
@@ -80,20 +85,22 @@ func (l *loads) note(cluster load) {
 func together(nodes []load) (t load) {
 	for _, l := range nodes {
 		t.Reads, t.Writes, t.Errors, t.Clients = t.Reads+l.Reads, t.Writes+l.Writes, t.Errors+l.Errors, t.Clients+l.Clients
+		t.HTTP += l.HTTP
 		t.ReadP50, t.ReadP99 = max(t.ReadP50, l.ReadP50), max(t.ReadP99, l.ReadP99)
 		t.WriteP50, t.WriteP99 = max(t.WriteP50, l.WriteP50), max(t.WriteP99, l.WriteP99)
 	}
 	return t
 }
 
-// worked is what both RESP ports have counted.
+// worked is what both RESP ports have counted, and the HTTP port.
 type worked struct {
 	reads, writes front.Latency
-	errors        uint64
+	errors, http  uint64
 	clients       int
 }
 
 func (n *Node) worked() (w worked) {
+	w.http = n.loads.http.Load()
 	for _, f := range n.fronts {
 		st := f.Stats()
 		w.reads, w.writes, w.clients = w.reads.Plus(st.Reads), w.writes.Plus(st.Writes), w.clients+st.Clients
@@ -106,11 +113,13 @@ func (n *Node) worked() (w worked) {
 	return w
 }
 
+func (w *worked) commands() uint64 { return w.reads.Count() + w.writes.Count() + w.http }
+
 // since is the load between two looks.
 func (w worked) since(was worked, took time.Duration) load {
 	reads, writes := w.reads.Since(was.reads), w.writes.Since(was.writes)
 	rate := func(count uint64) float64 { return float64(count) / max(took.Seconds(), 1e-3) }
-	return load{Reads: rate(reads.Count()), Writes: rate(writes.Count()), Errors: rate(w.errors - was.errors), Clients: w.clients,
+	return load{Reads: rate(reads.Count()), Writes: rate(writes.Count()), Errors: rate(w.errors - was.errors), HTTP: rate(w.http - was.http), Clients: w.clients,
 		ReadP50: reads.Quantile(.5).Microseconds(), ReadP99: reads.Quantile(.99).Microseconds(),
 		WriteP50: writes.Quantile(.5).Microseconds(), WriteP99: writes.Quantile(.99).Microseconds()}
 }

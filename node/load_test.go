@@ -14,8 +14,9 @@ func TestLoadSince(t *testing.T) {
 	now := was
 	now.errors, now.clients = 5, 7
 	now.reads.Counts[0], now.writes.Counts[20] = 300, 10 // the times before were others
+	now.http = 8
 	got := now.since(was, 4*time.Second)
-	if got.Reads != 50 || got.Writes != 2.5 || got.Errors != .5 || got.Clients != 7 {
+	if got.Reads != 50 || got.HTTP != 2 || now.commands() != 300+50+10+8 || got.Writes != 2.5 || got.Errors != .5 || got.Clients != 7 {
 		t.Errorf("%+v", got)
 	}
 	slow := front.LatencyBounds[20].Microseconds()
@@ -25,9 +26,33 @@ func TestLoadSince(t *testing.T) {
 	if idle := now.since(now, 0); idle.Reads != 0 || idle.ReadP99 != 0 {
 		t.Errorf("idle: %+v", idle)
 	}
-	cluster := together([]load{{Reads: 1, WriteP99: 40, Clients: 2}, {Reads: 2, Writes: 3, WriteP99: 30, Clients: 1}})
-	if cluster != (load{Reads: 3, Writes: 3, WriteP99: 40, Clients: 3}) {
+	cluster := together([]load{{Reads: 1, WriteP99: 40, Clients: 2}, {Reads: 2, Writes: 3, HTTP: 4, WriteP99: 30, Clients: 1}})
+	if cluster != (load{Reads: 3, Writes: 3, HTTP: 4, WriteP99: 40, Clients: 3}) {
 		t.Errorf("together: %+v", cluster)
+	}
+}
+
+// Nobody is there whom a job could hurt if all nodes that are alive say so, and nobody has come since.
+func TestIsQuiet(t *testing.T) {
+	few, many := &load{Reads: 2, Writes: 1, HTTP: 1}, &load{Writes: 9}
+	for _, tc := range []struct {
+		said  []*load
+		since uint64
+		want  bool
+	}{
+		{[]*load{{}}, 0, true},
+		{[]*load{few, few}, 0, true},
+		{[]*load{few, few, few}, 0, false},
+		{[]*load{{}, few, many}, 0, false}, // another's clients
+		{[]*load{{HTTP: 10}}, 0, false},
+		{[]*load{{}}, 19, true},
+		{[]*load{{}}, 20, false}, // they have just come
+		{[]*load{nil}, 0, false},
+		{[]*load{{}, nil}, 0, false},
+	} {
+		if got := isQuiet(tc.said, tc.since); got != tc.want {
+			t.Errorf("%+v, %d commands since: %v", tc.said, tc.since, got)
+		}
 	}
 }
 
