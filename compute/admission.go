@@ -14,8 +14,8 @@ import (
 const (
 	// slice is how long a task works before it pays for it.
 	slice = time.Millisecond
-	// cpuBurst is processor time that tasks may use at once after a rest: a short job on a quiet node waits for nothing.
-	cpuBurst = 50 * time.Millisecond
+	// cpuBurst is processor time that tasks may use at once after a rest: a short job waits for nothing, though clients are there.
+	cpuBurst = 10 * time.Millisecond
 	// mostOwed is the most that one slice pays for: a process that stood still for a while has not worked.
 	mostOwed = time.Second
 	// checkBytes is after how much a task looks at the clock, and whether it is still wanted; a record counts as recordCost and its bytes.

@@ -17,10 +17,10 @@ const (
 	latencyTarget = time.Millisecond
 	// The shares are of GOMAXPROCS.
 	startShare = 0.25
-	minShare   = 0.05 // or a job would not end on a node that is always busy
+	minShare   = 0.03 // or a job would not end on a node that is always busy
 	maxShare   = 0.75
-	shareRise  = 0.01 // in a tick
-	shareFall  = 0.5  // of what it was
+	shareRise  = 0.0025 // in a tick
+	shareFall  = 0.5    // of what it was
 	// minWaits is how many goroutines must have waited for the slowest hundredth of them to mean something. Fewer are gathered over several ticks.
 	minWaits = 100
 	// shareAge is how long a share that was steered to is of use to the tasks that come next.
