@@ -264,24 +264,23 @@ func marks(w uint64) uint64 {
 
 // skipString returns where a string ends that begins at i, or -1.
 func skipString(doc []byte, i int) (end int, escaped bool) {
-	i++
-	for i+8 <= len(doc) {
-		if n := plainBytes(binary.LittleEndian.Uint64(doc[i:])); n < 8 {
-			if i += n; doc[i] == '"' { // a short one, as most are
-				return i + 1, false
-			}
-			break
+	if i++; i+8 > len(doc) {
+		return skipEscaped(doc, i)
+	}
+	if n := plainBytes(binary.LittleEndian.Uint64(doc[i:])); n < 8 {
+		if i += n; doc[i] == '"' { // a short one, as most are
+			return i + 1, false
 		}
-		// A long one. Where it ends, if nothing in it is escaped, the library finds 32 bytes at a time.
-		i += 8
-		n := bytes.IndexByte(doc[i:], '"')
-		if n < 0 {
-			return -1, false
-		}
-		if plainText(doc[i : i+n]) {
-			return i + n + 1, false
-		}
-		break
+		return skipEscaped(doc, i)
+	}
+	// A long one. Where it ends, if nothing in it is escaped, the library finds 32 bytes at a time.
+	i += 8
+	n := bytes.IndexByte(doc[i:], '"')
+	if n < 0 {
+		return -1, false
+	}
+	if plainText(doc[i : i+n]) {
+		return i + n + 1, false
 	}
 	return skipEscaped(doc, i)
 }
