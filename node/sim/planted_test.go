@@ -5,9 +5,13 @@ package sim
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,22 +55,37 @@ func TestPlanted(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), plantedLimit)
 			defer cancel()
 			began := time.Now()
-			var sum Report
-			for seed := uint64(1); ; seed++ {
-				r, _, err := scenarioProcess(ctx, seed, options, string(c.bug))
-				if ctx.Err() != nil {
-					t.Fatalf("not found in %v: %s", plantedLimit, sum)
-				}
-				if err != nil && strings.Contains(err.Error(), "the scenario shows too little") {
-					continue // which may be so without the bug
-				}
-				if err != nil {
-					first, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
-					t.Logf("found after %v, in scenario %d: %s", time.Since(began).Round(10*time.Millisecond), seed, first)
-					return
-				}
-				sum.Add(r)
+			var (
+				seeds atomic.Uint64
+				mu    sync.Mutex
+				sum   Report
+				found string
+				all   sync.WaitGroup
+			)
+			for range runtime.NumCPU() { // each scenario is a process of one thread
+				all.Go(func() {
+					for ctx.Err() == nil {
+						seed := seeds.Add(1)
+						r, _, err := scenarioProcess(ctx, seed, options, string(c.bug))
+						mu.Lock()
+						switch {
+						case ctx.Err() != nil:
+						case err == nil:
+							sum.Add(r)
+						case strings.Contains(err.Error(), "the scenario shows too little"): // which may be so without the bug
+						default:
+							first, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
+							found = fmt.Sprintf("in scenario %d: %s", seed, first)
+							cancel()
+						}
+						mu.Unlock()
+					}
+				})
 			}
+			if all.Wait(); found == "" {
+				t.Fatalf("not found in %v: %s", plantedLimit, sum)
+			}
+			t.Logf("found after %v, %s", time.Since(began).Round(10*time.Millisecond), found)
 		})
 	}
 	t.Run("none", func(t *testing.T) {
