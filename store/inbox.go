@@ -76,7 +76,7 @@ func (p *peers) pump(queue <-chan inbound) {
 				in.reply(nil, transport.Errorf(transport.CodeTimeout, "waited too long for the log"))
 				continue
 			}
-			resp, err := p.dispatch(p.ctx, afterSnapshot(in.req, p.logStart()), nil)
+			resp, err := p.dispatch(p.ctx, afterSnapshot(in.req, p.logStart(in.req.PrevLogEntry)), nil)
 			if err == nil {
 				// What it asks for we may have from a time when we led, and not on the disk yet.
 				err = p.awaitSynced(p.ctx, math.MaxUint64)
@@ -90,7 +90,7 @@ func (p *peers) pump(queue <-chan inbound) {
 	}
 }
 
-// logStart is where a replica's log begins: with the entry first (0: it is empty), behind a snapshot whose last entry is end, of term.
+// logStart is where a replica's log begins, as far as it matters for a request about the entry after prev (zero: it does not): with the entry first (0: it is empty), behind a snapshot whose last entry is end, of term.
 type logStart struct{ first, end, term uint64 }
 
 // afterSnapshot leaves out of a request what the replica's snapshot has, if its log does not begin before that any more. A leader that has not heard our answers,

@@ -42,7 +42,10 @@ func newInstance(s *Store) (*instance, error) {
 		}
 		return rep
 	}
-	in.peers.logStart = func() logStart {
+	in.peers.logStart = func(prev uint64) logStart {
+		if end, _ := s.logs.snapshotEnd(); prev >= end { // nearly always; a log of bbolt's would have to open a transaction
+			return logStart{}
+		}
 		start := s.logs.start()
 		if start.end > in.peers.floor() { // it is just being installed
 			return logStart{}

@@ -65,7 +65,7 @@ type peers struct {
 	// report is what this replica tells its leader of itself, logStart where its log begins, confirmed is leadership.confirmed of the present one, fresh how old the state
 	// is. Set before start.
 	report    func() report
-	logStart  func() logStart
+	logStart  func(prev uint64) logStart
 	confirmed func(term uint64) (time.Time, bool)
 	fresh     *freshness
 	// exclusive is held while a snapshot is installed or taken: raft lets the one
