@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -175,18 +174,8 @@ directory; with an empty one it may join anew.`,
 		ValidArgsFunction: completeMembers(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd, func(ctx context.Context, c *client.Client) error {
-				answer, err := c.Admin(ctx, "node", "remove", args[0])
-				if err != nil {
-					return err
-				}
-				if a.json() {
-					return writeJSON(cmd.OutOrStdout(), json.RawMessage(answer))
-				}
-				var did struct{ Unchanged bool }
-				if json.Unmarshal(answer, &did) == nil && did.Unchanged {
-					return a.carriedOut(cmd, fmt.Sprintf("there is no node %s in the cluster, or not any more: see %s", args[0], a.try("node list")))
-				}
-				return a.carriedOut(cmd, fmt.Sprintf("node %s is out of the cluster", args[0]))
+				return a.adminOr(ctx, cmd, c, fmt.Sprintf("node %s is out of the cluster", args[0]),
+					fmt.Sprintf("there is no node %s in the cluster, or not any more: see %s", args[0], a.try("node list")), "node", "remove", args[0])
 			})
 		},
 	}

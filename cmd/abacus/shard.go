@@ -384,12 +384,21 @@ func begin(ctx context.Context, c *client.Client, words ...string) (epoch uint64
 
 // admin says something to the cluster and what that means.
 func (a *app) admin(ctx context.Context, cmd *cobra.Command, c *client.Client, done string, words ...string) error {
+	return a.adminOr(ctx, cmd, c, done, done, words...)
+}
+
+// adminOr is admin for what says something else if nothing had to be changed.
+func (a *app) adminOr(ctx context.Context, cmd *cobra.Command, c *client.Client, done, unchanged string, words ...string) error {
 	answer, err := c.Admin(ctx, words...)
 	if err != nil {
 		return err
 	}
 	if a.json() {
 		return writeJSON(cmd.OutOrStdout(), json.RawMessage(answer))
+	}
+	var did struct{ Unchanged bool }
+	if json.Unmarshal(answer, &did) == nil && did.Unchanged {
+		done = unchanged
 	}
 	return a.carriedOut(cmd, done)
 }
