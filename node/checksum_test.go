@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -228,8 +229,20 @@ func TestCheckFindsMismatch(t *testing.T) {
 		}
 		return nil
 	}
+	leading := func() (led *Node) { // and ready: who was just elected is not
+		t.Helper()
+		until(t, "another leads", func() error {
+			i := slices.IndexFunc(nodes[:2], func(n *Node) bool { return n.Replica(shard).IsLeader() })
+			if i < 0 {
+				return errors.New("neither n1 nor n2 leads")
+			}
+			led = nodes[i]
+			return nil
+		})
+		return led
+	}
 	until(t, "n3 follows", follows)
-	leader := nodes[slices.IndexFunc(nodes, func(n *Node) bool { return n.Replica(shard).IsLeader() })].Replica(shard)
+	leader := leading().Replica(shard)
 	term := leader.Status().Term
 	if err := leader.TransferLeadership(t.Context(), id); err != nil {
 		t.Fatal(err)
@@ -242,7 +255,7 @@ func TestCheckFindsMismatch(t *testing.T) {
 	})
 
 	// Another leader knows it.
-	led := nodes[slices.IndexFunc(nodes, func(n *Node) bool { return n.Replica(shard).IsLeader() })]
+	led := leading()
 	to, ok := led.successor(led.Replica(shard))
 	if !ok {
 		t.Fatal("there is no successor")
