@@ -153,15 +153,22 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 		}
 		return
 	}
-	// One seek per slot that holds anything.
+	// One seek per slot that holds anything, but where the keys of the slot before were read to their end and the next one is of this slot.
 	var start []byte
+	on := false // the cursor has come to a row that is not visited yet
 	for slot, _, ok := v.counts.next(int(from)); ok && slot <= to; slot, _, ok = v.counts.next(int(slot) + 1) {
 		start = appendKey(start[:0], slot, prefix)
-		c.seek(start)
-		for c.advance() && bytes.HasPrefix(c.key, start) {
+		if !on || bytes.Compare(c.key, start) < 0 {
+			c.seek(start)
+			on = c.advance()
+		}
+		for ; on && bytes.HasPrefix(c.key, start); on = c.advance() {
 			if !fn(slot, c.key[2:], &c.row) {
 				return
 			}
+		}
+		if !on { // nor is there anything in a later slot
+			return
 		}
 	}
 }
