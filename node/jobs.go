@@ -258,18 +258,22 @@ func (l jobLedger) Put(ctx context.Context, rec job.Record, expectRev int64) (in
 	return r.Int, err
 }
 
-func (l jobLedger) List(ctx context.Context) ([]job.Record, error) { return l.list(ctx, nil) }
+func (l jobLedger) List(ctx context.Context) ([]job.Record, error) {
+	return l.list(ctx, recordsRequest{})
+}
 
-// unfinishedMarks are each in the records of one state and in no others: a quotation mark that is in a text of a record has a backslash before it.
-var unfinishedMarks = []string{`"state":"` + string(job.Queued) + `"`, `"state":"` + string(job.Running) + `"`}
+// unfinished tells the records of jobs that have not ended by their bytes: a quotation mark that is in a text of a record has a backslash before it,
+// so the first such name is the record's own. It stands near the beginning, before the reports of the tasks, which are most of a record.
+var unfinished = recordsRequest{After: `"state":`, Then: []string{`"` + string(job.Queued) + `"`, `"` + string(job.Running) + `"`}}
 
 func (l jobLedger) Unfinished(ctx context.Context) ([]job.Record, error) {
-	recs, err := l.list(ctx, unfinishedMarks)
+	recs, err := l.list(ctx, unfinished)
 	return slices.DeleteFunc(recs, func(r job.Record) bool { return r.State.Finished() }), err // a node before v0.5 sends them all
 }
 
-func (l jobLedger) list(ctx context.Context, holds []string) ([]job.Record, error) {
-	list, err := l.n.records(ctx, recordsRequest{Shard: metaShard, Prefix: jobRecords, Holds: holds})
+func (l jobLedger) list(ctx context.Context, which recordsRequest) ([]job.Record, error) {
+	which.Shard, which.Prefix = metaShard, jobRecords
+	list, err := l.n.records(ctx, which)
 	if err != nil {
 		return nil, err
 	}

@@ -119,10 +119,10 @@ func TestJobsReadOneIndex(t *testing.T) {
 
 // Which records are of jobs that have not ended is seen without decoding them: whatever texts are in them.
 func TestUnfinishedIsSeenInTheBytes(t *testing.T) {
-	q := recordsRequest{Holds: unfinishedMarks}
+	q, open := unfinished, `"state":"queued"`
 	for _, state := range []job.State{job.Queued, job.Running, job.Succeeded, job.Failed, job.Cancelled} {
-		rec := job.Record{ID: "j", State: state, Error: unfinishedMarks[0], BadKeys: unfinishedMarks, Spec: job.Spec{Prefix: unfinishedMarks[1], Filter: `"state":"queued"`}}
-		rec.Log(time.Now(), unfinishedMarks[0])
+		rec := job.Record{ID: "j", State: state, Error: open, BadKeys: []string{open}, Spec: job.Spec{Prefix: open, Filter: open}}
+		rec.Log(time.Now(), open)
 		value, err := rec.Encode()
 		if err != nil {
 			t.Fatal(err)

@@ -156,8 +156,9 @@ type recordsRequest struct {
 	Prefix string           `json:"prefix"`
 	// Exact: the one record of that name is enough. A node before v0.5 sends those that begin with it.
 	Exact bool `json:"exact,omitempty"`
-	// Holds: only those in whose value one of these texts is. A node before v0.5 sends all.
-	Holds []string `json:"holds,omitempty"`
+	// After and Then: only those in whose value one of Then follows the first After. A node before v0.5 sends all.
+	After string   `json:"after,omitempty"`
+	Then  []string `json:"then,omitempty"`
 }
 
 type record struct {
@@ -195,7 +196,11 @@ func (n *Node) handleRecords(ctx context.Context, _ string, raw []byte) ([]byte,
 }
 
 func (q *recordsRequest) wants(value []byte) bool {
-	return len(q.Holds) == 0 || slices.ContainsFunc(q.Holds, func(text string) bool { return bytes.Contains(value, []byte(text)) })
+	if q.After == "" {
+		return true
+	}
+	_, rest, _ := bytes.Cut(value, []byte(q.After))
+	return slices.ContainsFunc(q.Then, func(text string) bool { return bytes.HasPrefix(rest, []byte(text)) })
 }
 
 func recordsLocal(ctx context.Context, st *store.Store, q recordsRequest) (list []record, err error) {
