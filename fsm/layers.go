@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/abacusdb/abacus/fsm/lookahead"
 )
 
 // layers are the state, seen from above: what was applied since the last
@@ -155,6 +157,12 @@ func (f *FSM) fileNow() (*fileLayer, func(), error) {
 	return file, func() { file.close(); gen.release() }, nil
 }
 
+// leaves is for a walk over a tree, as long as the transaction.
+func (f *fileLayer) leaves(tree int) lookahead.Leaves {
+	info := f.tx.DB().Info()
+	return lookahead.New(info.Data, f.tx.Size()/int64(info.PageSize), info.PageSize, uint64(f.trees[tree].Root()))
+}
+
 func (f *fileLayer) close() { _ = f.tx.Rollback() } // it only ever fails for a closed transaction
 
 // get reads and checks a row. Damage panics with a *CorruptError: see FSM.guard.
@@ -201,6 +209,8 @@ type cursor struct {
 	file *fileLayer
 	mem  [2]memCursor // active, frozen
 	b    *bolt.Cursor
+	// leaves are told what b comes to, row by row.
+	leaves lookahead.Leaves
 	// least is prefixOf the smallest key that a mem stands at, the largest number if none does.
 	least uint64
 	// What b stands at; k is nil at its end.
@@ -220,7 +230,7 @@ type memCursor struct {
 
 // cursor returns a cursor to be sought.
 func (l *layers) cursor(tree int) *cursor {
-	c := &cursor{tree: tree, file: l.file, b: l.file.trees[tree].Cursor()}
+	c := &cursor{tree: tree, file: l.file, b: l.file.trees[tree].Cursor(), leaves: l.file.leaves(tree)}
 	for i, m := range []*layer{l.active, l.frozen} {
 		if m != nil && m.trees[tree].len() > 0 {
 			c.mem[i] = memCursor{it: m.trees[tree].cursor(), any: true}
@@ -337,5 +347,8 @@ func (c *cursor) takeOfFile() {
 func (c *cursor) step() {
 	c.inFile = true
 	c.k, c.v = c.b.Next()
+	if c.k != nil {
+		c.leaves.At(c.k)
+	}
 	c.inFile = false
 }

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package lookahead
+
+var (
+	missed   = func() missCount { return missCount{} }
+	willNeed = func(addr, size uintptr) {}
+)
