@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/abacusdb/abacus/fsm/lookahead"
 	"github.com/abacusdb/abacus/fsm/planted"
 	bolt "go.etcd.io/bbolt"
 )
@@ -29,6 +30,7 @@ type generation struct {
 	log  *slog.Logger
 	// mapped is the address space that the file has at least, in bytes.
 	mapped int64
+	disk   lookahead.Disk
 
 	mu      sync.Mutex
 	users   int  // the FSM itself, views, streams

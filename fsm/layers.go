@@ -113,6 +113,7 @@ func (l *layers) remove(tree int, key []byte, old row) {
 type fileLayer struct {
 	path string
 	tx   *bolt.Tx
+	disk *lookahead.Disk
 	// bytes are its pages in use.
 	bytes int64
 	trees [treeCount]*bolt.Bucket
@@ -125,7 +126,7 @@ func openFileLayer(gen *generation) (f *fileLayer, err error) {
 	}
 	// Free since this transaction's checkpoint, and pending: no page of its tree.
 	stats := gen.db.Stats()
-	f = &fileLayer{path: gen.path, tx: tx, bytes: tx.Size() - int64(stats.FreePageN+stats.PendingPageN)*int64(gen.db.Info().PageSize)}
+	f = &fileLayer{path: gen.path, tx: tx, disk: &gen.disk, bytes: tx.Size() - int64(stats.FreePageN+stats.PendingPageN)*int64(gen.db.Info().PageSize)}
 	defer func() {
 		if err != nil {
 			_ = tx.Rollback() // or the file cannot be closed
@@ -160,7 +161,7 @@ func (f *FSM) fileNow() (*fileLayer, func(), error) {
 // leaves is for a walk over a tree, as long as the transaction.
 func (f *fileLayer) leaves(tree int) lookahead.Leaves {
 	info := f.tx.DB().Info()
-	return lookahead.New(info.Data, f.tx.Size()/int64(info.PageSize), info.PageSize, uint64(f.trees[tree].Root()))
+	return lookahead.New(f.disk, info.Data, f.tx.Size()/int64(info.PageSize), info.PageSize, uint64(f.trees[tree].Root()))
 }
 
 func (f *fileLayer) close() { _ = f.tx.Rollback() } // it only ever fails for a closed transaction

@@ -57,8 +57,8 @@ const (
 
 // New looks ahead in the tree whose root is at a page, in a file of so many pages that is mapped at an address. A tree without pages of its own, as a
 // small bucket is that lies within another, has root 0, and nothing to look for.
-func New(base uintptr, pages int64, pageSize int, root uint64) Leaves {
-	return Leaves{base: base, pages: uint64(pages), pageSize: uintptr(pageSize), root: root, reads: newDiskReads()}
+func New(disk *Disk, base uintptr, pages int64, pageSize int, root uint64) Leaves {
+	return Leaves{base: base, pages: uint64(pages), pageSize: uintptr(pageSize), root: root, reads: newDiskReads(disk)}
 }
 
 // At tells that the walk has come to a key, which lies in the file. It is meant to be called for each: most are in the leaf of the one before.
@@ -88,7 +88,7 @@ func (l *Leaves) enter(key []byte, k uintptr) {
 			l.children = nil
 			return
 		}
-		l.reads.branch()
+		l.reads.asked = false
 	}
 	if l.reads.due() {
 		l.fetch()
@@ -111,9 +111,10 @@ func (l *Leaves) fetch() {
 	if l.begin+l.pageSize < l.end {
 		willNeed(l.begin+l.pageSize, l.end-l.begin-l.pageSize)
 	}
-	if !l.reads.begins() {
+	if l.reads.asked {
 		return
 	}
+	l.reads.asked = true
 	for i := l.at + 1; i < len(l.children); i++ {
 		if c := l.children[i].child; c < l.pages {
 			willNeed(l.base+uintptr(c)*l.pageSize, l.pageSize)
