@@ -21,6 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/abacusdb/abacus/sharding"
+	"github.com/abacusdb/abacus/store"
 	"github.com/abacusdb/abacus/transport"
 )
 
@@ -242,11 +243,12 @@ func TestCheckFindsMismatch(t *testing.T) {
 		return led
 	}
 	until(t, "n3 follows", follows)
-	leader := leading().Replica(shard)
-	term := leader.Status().Term
-	if err := leader.TransferLeadership(t.Context(), id); err != nil {
-		t.Fatal(err)
-	}
+	var term uint64
+	until(t, "n3 is to lead", func() error {
+		leader := leading().Replica(shard)
+		term = leader.Status().Term
+		return leader.TransferLeadership(t.Context(), id)
+	})
 	until(t, "n3 follows again", func() error {
 		if now := nodes[0].Replica(shard).Status().Term; now < term+2 {
 			return fmt.Errorf("term %d, it was %d", now, term)
@@ -260,9 +262,7 @@ func TestCheckFindsMismatch(t *testing.T) {
 	if !ok {
 		t.Fatal("there is no successor")
 	}
-	if err := led.Replica(shard).TransferLeadership(t.Context(), to); err != nil {
-		t.Fatal(err)
-	}
+	moveAway(t, led.Replica(shard), to)
 	until(t, "another leads, and knows what was found", func() error {
 		text, err := nodes[0].Admin(t.Context(), []string{"shard", "checked", fmt.Sprint(shard)})
 		if err != nil || led.Replica(shard).IsLeader() || !strings.Contains(string(text), r.Check) {
@@ -302,6 +302,17 @@ func TestCheckFindsMismatch(t *testing.T) {
 	if aside, _ := filepath.Glob(filepath.Join(dir, "state.damaged-*")); len(aside) != 1 {
 		t.Errorf("what the replica held is not put aside: %v", aside)
 	}
+}
+
+// moveAway has another lead st's shard: to, or whoever an election chose meanwhile.
+func moveAway(t *testing.T, st *store.Store, to string) {
+	t.Helper()
+	until(t, "another is to lead", func() error {
+		if !st.IsLeader() {
+			return nil
+		}
+		return st.TransferLeadership(t.Context(), to)
+	})
 }
 
 func httpGet(t *testing.T, n *Node, path string) (int, string) {
@@ -354,9 +365,7 @@ func TestCheckLosesLeader(t *testing.T) {
 	if !ok {
 		t.Fatal("there is no successor")
 	}
-	if err := st.TransferLeadership(t.Context(), to); err != nil {
-		t.Fatal(err)
-	}
+	moveAway(t, st, to)
 	until(t, "the next leader knows nothing of it", func() error {
 		text, err := nodes[0].Admin(t.Context(), []string{"shard", "checked", "1"})
 		if err != nil || st.IsLeader() || strings.Contains(string(text), waits.Check) {

@@ -101,14 +101,12 @@ func TestOverlayIsBounded(t *testing.T) {
 	}
 	goesOn := func(t *testing.T) {
 		t.Helper()
-		l := c.waitLeader()
-		if _, _, err := l.store.Propose(bg(t), []command.Command{get("converge")}); err != nil {
-			t.Errorf("read: %v", err)
-		}
-		name := fmt.Sprintf("r%d", n)
-		rec := command.Command{Op: command.OpRecordSet, Keys: [][]byte{key(name)}, Values: [][]byte{key("x")}}
-		if _, _, err := l.store.Propose(bg(t), []command.Command{rec}); err != nil {
-			t.Errorf("record: %v", err)
+		rec := command.Command{Op: command.OpRecordSet, Keys: [][]byte{key(fmt.Sprintf("r%d", n))}, Values: [][]byte{key("x")}}
+		for what, cmd := range map[string]command.Command{"read": get("converge"), "record": rec} {
+			c.onLeader(what, func(s *Store) error {
+				_, _, err := s.Propose(bg(t), []command.Command{cmd})
+				return err
+			})
 		}
 	}
 
@@ -126,13 +124,16 @@ func TestOverlayIsBounded(t *testing.T) {
 		d.hold(f)
 		fill(t, f, testOverlay)
 		goesOn(t)
-		// A term opens nevertheless.
+		// A term opens nevertheless, by this or by an election that came first.
 		old := c.waitLeader()
 		for _, other := range c.followers() {
 			if other != f {
-				if err := old.store.TransferLeadership(bg(t), other.replica); err != nil {
-					t.Fatal(err)
-				}
+				c.onLeader("transfer", func(s *Store) error {
+					if s != old.store {
+						return nil
+					}
+					return s.TransferLeadership(bg(t), other.replica)
+				})
 			}
 		}
 		until(t, "another leader", func() bool { l := c.leader(); return l != nil && l != old })
