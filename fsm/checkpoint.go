@@ -39,21 +39,38 @@ type checkpointing struct {
 	rows  int   // in it
 }
 
-// runCheckpoints writes a checkpoint when the layer in memory has grown so large.
+// runCheckpoints writes a checkpoint when the layer in memory has grown so large, or rests.
 func (f *FSM) runCheckpoints() {
+	look := time.NewTicker(restLook)
+	defer look.Stop()
+	var seen int64 // what had gathered when we last looked
 	for {
 		select {
 		case <-f.done:
 			return
 		case <-f.kick:
+			if f.activeBytes() < f.due.Load() {
+				continue
+			}
+		case <-look.C:
+			now := f.activeBytes()
+			if !rests(seen, now, f.cfg.CheckpointBytes) {
+				seen = now
+				continue
+			}
 		}
-		if f.activeBytes() < f.due.Load() {
-			continue
-		}
+		seen = 0
 		// Its error has gone to Fatal, but for that of a state machine that closes.
 		_ = f.checkpoint()
 	}
 }
+
+const restLook = 5 * time.Second
+
+// rests says whether a layer that grew from seen to now in restLook is worth a checkpoint though it may never be
+// due: a scan of the state pays for each row that is not in the file. By its two bounds an idle shard writes nothing, and
+// one that is written a little all the time at most sixteen times as often as otherwise.
+func rests(seen, now, due int64) bool { return now >= due/16 && now-seen < due/64 }
 
 // Flush makes durable what has been applied before the call, without leaving the processor to others meanwhile.
 func (f *FSM) Flush() error {

@@ -29,6 +29,47 @@ func TestCheckpointsAreStaggered(t *testing.T) {
 	}
 }
 
+// What gathered before the writes stopped goes to the file, too: not before they stop, and not for a few rows, over and over.
+func TestCheckpointAtRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.CheckpointBytes = 64 << 10
+		m := newMachine(t, cfg)
+		defer func() {
+			if err := m.f.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		written := func(want uint64, rows uint64, after time.Duration, what string) {
+			t.Helper()
+			time.Sleep(after)
+			synctest.Wait()
+			if n, r := m.f.Checkpoints(); n != want || r != rows {
+				t.Fatalf("%s: %d checkpoints of %d rows, want %d of %d", what, n, r, want, rows)
+			}
+		}
+		put := func(k string) { m.apply(0, set(k, string(make([]byte, 1000)))) }
+		rest := restLook + time.Millisecond
+		for i := range 3 {
+			put(string(rune('a' + i)))
+		}
+		written(0, 0, 10*rest, "three rows")
+		for i := range 6 { // as few at a time, and more than is worth a checkpoint in the end
+			put(string(rune('d' + i)))
+			put(string(rune('D' + i)))
+			written(0, 0, rest, "while rows come")
+		}
+		at := m.f.Applied()
+		written(1, 15, rest, "when they stop")
+		if d := m.f.DurableIndex(); d != at {
+			t.Errorf("durable to %d of %d", d, at)
+		}
+		written(1, 15, 100*rest, "for ever after")
+		put("z")
+		written(1, 15, 10*rest, "one row")
+	})
+}
+
 // A checkpoint leaves two thirds of its time to others: not while somebody waits for it, nor when
 // much has gathered already.
 func TestCheckpointBreathes(t *testing.T) {
