@@ -7,14 +7,17 @@ import (
 	"strings"
 
 	"github.com/tidwall/gjson"
+
+	"github.com/abacusdb/abacus/compute/marks"
 )
 
 // jsonScan finds the value at a path of a document while it checks that the document is valid: in one pass over its
 // bytes, without recursion (a value may be one long run of brackets) and without allocating. It is as strict as gjson.Valid and
 // finds what gjson.Get finds, which are its judges in the tests. It belongs to one goroutine.
 type jsonScan struct {
-	open  []byte // the brackets that are open
-	index []int  // of the present element of each array on the path, by depth
+	open  []byte // the brackets that are open on the way to the value
+	index []int  // of the present element of each array among them
+	nest  []byte // what closes the brackets of a value beside the way
 	found jsonSpan
 }
 
@@ -100,6 +103,8 @@ func compilePath(path string) jsonPath {
 
 // find looks for the path in a document. It says false for one that is not valid; with valid set, that is known already, and the scan ends when
 // the value is found.
+//
+// What is not on the way to the value is left to skip: the fewer variables are alive in a loop, the quicker it is.
 func (s *jsonScan) find(doc []byte, path *jsonPath, valid bool) bool {
 	s.found = jsonSpan{}
 	s.open = s.open[:0]
@@ -107,133 +112,194 @@ func (s *jsonScan) find(doc []byte, path *jsonPath, valid bool) bool {
 		s.index = make([]int, len(path.steps))
 	}
 	var (
-		steps = path.steps
-		on    int                    // how many of the open brackets, from the first, are on the path
-		hit   = len(path.steps) == 0 // the value that comes next is the one
-		enter = len(path.steps) > 0  // the value that comes next may hold it
-		i     = skipSpace(doc, 0)
+		steps    = path.steps
+		at       = 0 // how many steps have been gone, as many as brackets are open
+		searches = true
+		i        = skipSpace(doc, 0)
 	)
-value:
+value: // the one, or on the way to it
 	if i >= len(doc) {
 		return false
 	}
+	if at == len(steps) {
+		s.found = jsonSpan{start: i, kind: kindOf(doc[i])}
+		if searches = false; valid && s.found.kind == jsonOther {
+			return true
+		}
+		if i = s.skip(doc, i); i < 0 {
+			return false
+		}
+		if s.found.kind != jsonOther {
+			s.found.end = i
+			s.found.escaped = s.found.kind == jsonString && bytes.IndexByte(doc[s.found.start:i], '\\') >= 0
+		}
+		if valid {
+			return true
+		}
+		goto after
+	}
+	switch c := doc[i]; c {
+	case '{', '[':
+		s.open = append(s.open, c)
+		s.index[at] = 0
+		at++
+		if i = skipSpace(doc, i+1); i < len(doc) && doc[i] == c+2 { // as } is to {, and ] to [
+			goto closing
+		}
+		if c == '{' {
+			goto member
+		}
+		goto element
+	}
+	goto beside
+member:
 	{
-		span := jsonSpan{start: i}
-		switch c := doc[i]; {
-		case c == '"':
-			span.kind = jsonString
-			i, span.escaped = skipString(doc, i)
-		case c == '-' || c >= '0' && c <= '9':
-			span.kind = jsonNumber
-			i = skipNumber(doc, i)
-		case c == '{':
-			s.open = append(s.open, '{')
-			if hit {
-				s.found, hit = jsonSpan{start: i, kind: jsonOther}, false
-				if valid {
-					return true
-				}
-			} else if enter {
-				on = len(s.open)
-			}
-			if i = skipSpace(doc, i+1); i < len(doc) && doc[i] == '}' {
-				goto closing
-			}
-			goto name
-		case c == '[':
-			s.open = append(s.open, '[')
-			if hit {
-				s.found, hit = jsonSpan{start: i, kind: jsonOther}, false
-				if valid {
-					return true
-				}
-			} else if enter {
-				on = len(s.open)
-				s.index[on-1] = 0
-			}
-			if i = skipSpace(doc, i+1); i < len(doc) && doc[i] == ']' {
-				goto closing
-			}
-			goto element
-		case c == 't':
-			span.kind = jsonBool
-			i = skipWord(doc, i, "true")
-		case c == 'f':
-			span.kind = jsonBool
-			i = skipWord(doc, i, "false")
-		case c == 'n':
-			span.kind = jsonNull
-			i = skipWord(doc, i, "null")
-		default:
+		if i >= len(doc) || doc[i] != '"' {
 			return false
 		}
-		if i < 0 {
+		end, escaped := shortString(doc, i), false
+		if end == 0 {
+			if end = skipString(doc, i); end < 0 {
+				return false
+			}
+			escaped = bytes.IndexByte(doc[i:end], '\\') >= 0
+		}
+		name := doc[i+1 : end-1]
+		wanted := searches && (string(name) == steps[at-1].name || escaped && gjson.ParseBytes(doc[i:end]).Str == steps[at-1].name)
+		if i = skipSpace(doc, end); i >= len(doc) || doc[i] != ':' {
 			return false
 		}
-		if hit {
-			span.end = i
-			if s.found, hit = span, false; valid {
-				return true
-			}
+		if i = skipSpace(doc, i+1); wanted {
+			goto value
 		}
+	}
+beside: // a value that is not on the way
+	if i >= len(doc) {
+		return false
+	}
+	if i = s.skip(doc, i); i < 0 {
+		return false
 	}
 after: // a value
 	i = skipSpace(doc, i)
-	if len(s.open) == 0 {
+	if at == 0 {
 		return i == len(doc)
 	}
 	if i >= len(doc) {
 		return false
 	}
-	switch in := s.open[len(s.open)-1]; {
-	case doc[i] == ',':
+	if doc[i] == ',' {
 		i = skipSpace(doc, i+1)
-		if in == '{' {
-			goto name
+		if s.open[at-1] == '{' {
+			goto member
 		}
-		if on == len(s.open) {
-			s.index[on-1]++
-		}
+		s.index[at-1]++
 		goto element
-	case doc[i] == in+2: // as } is to {, and ] to [
-		goto closing
 	}
-	return false
+	if doc[i] != s.open[at-1]+2 {
+		return false
+	}
 closing:
-	if on == len(s.open) {
-		on--
-	}
-	s.open = s.open[:len(s.open)-1]
 	i++
+	at--
+	s.open = s.open[:at]
 	goto after
-name:
-	{
-		if i >= len(doc) || doc[i] != '"' {
-			return false
-		}
-		start := i
-		var escaped bool
-		if i, escaped = skipString(doc, i); i < 0 {
-			return false
-		}
-		hit, enter = false, false
-		if on == len(s.open) && s.found.kind == jsonNone {
-			name := doc[start+1 : i-1]
-			if string(name) == steps[on-1].name || escaped && gjson.ParseBytes(doc[start:i]).Str == steps[on-1].name {
-				hit, enter = on == len(steps), on < len(steps)
-			}
-		}
-		if i = skipSpace(doc, i); i >= len(doc) || doc[i] != ':' {
-			return false
-		}
-		i = skipSpace(doc, i+1)
+element:
+	if searches && s.index[at-1] == steps[at-1].position {
 		goto value
 	}
-element:
-	hit, enter = false, false
-	if on == len(s.open) && s.found.kind == jsonNone && s.index[on-1] == steps[on-1].position {
-		hit, enter = on == len(steps), on < len(steps)
+	goto beside
+}
+
+// kindOf is the kind of a value that begins with c, if it is one.
+func kindOf(c byte) jsonKind {
+	switch c {
+	case '"':
+		return jsonString
+	case '{', '[':
+		return jsonOther
+	case 't', 'f':
+		return jsonBool
+	case 'n':
+		return jsonNull
 	}
+	return jsonNumber
+}
+
+// skip returns where the value ends that begins at i, or -1.
+func (s *jsonScan) skip(doc []byte, i int) int {
+	switch c := doc[i]; c {
+	case '"':
+		if end := shortString(doc, i); end > 0 {
+			return end
+		}
+		return skipString(doc, i)
+	case '{', '[':
+		return s.skipNested(doc, i)
+	case 't':
+		return skipWord(doc, i, "true")
+	case 'f':
+		return skipWord(doc, i, "false")
+	case 'n':
+		return skipWord(doc, i, "null")
+	}
+	return skipNumber(doc, i)
+}
+
+// skipNested is skip for an object or array.
+func (s *jsonScan) skipNested(doc []byte, i int) int {
+	s.nest = s.nest[:0]
+value:
+	if i >= len(doc) {
+		return -1
+	}
+	switch c := doc[i]; c {
+	case '{', '[':
+		s.nest = append(s.nest, c+2)
+		if i = skipSpace(doc, i+1); i < len(doc) && doc[i] == c+2 {
+			goto closing
+		}
+		if c == '{' {
+			goto name
+		}
+		goto value
+	}
+	if i = s.skip(doc, i); i < 0 {
+		return -1
+	}
+after:
+	if i = skipSpace(doc, i); i >= len(doc) {
+		return -1
+	}
+	if doc[i] == ',' {
+		i = skipSpace(doc, i+1)
+		if s.nest[len(s.nest)-1] == '}' {
+			goto name
+		}
+		goto value
+	}
+	if doc[i] != s.nest[len(s.nest)-1] {
+		return -1
+	}
+closing:
+	i++
+	if s.nest = s.nest[:len(s.nest)-1]; len(s.nest) == 0 {
+		return i
+	}
+	goto after
+name:
+	if i >= len(doc) || doc[i] != '"' {
+		return -1
+	}
+	if end := shortString(doc, i); end > 0 {
+		i = end
+	} else if i = skipString(doc, i); i < 0 {
+		return -1
+	}
+	if i = skipSpace(doc, i); i >= len(doc) || doc[i] != ':' {
+		return -1
+	}
+	i = skipSpace(doc, i+1)
 	goto value
 }
 
@@ -254,106 +320,57 @@ func skipSpaces(doc []byte, i int) int {
 
 // plainBytes counts how many bytes of eight, from the first, may stand in a string and end nothing. Of the marks that the subtractions leave
 // the lowest is right; those above may come of a borrow.
-func plainBytes(w uint64) int { return bits.TrailingZeros64(marks(w)) / 8 }
-
-func marks(w uint64) uint64 {
+func plainBytes(w uint64) int {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
 	quote, slash := w^(ones*'"'), w^(ones*'\\') // with the top bits of w
-	return ((quote - ones) | (slash - ones) | (w - ones*' ')) &^ w & tops
+	return bits.TrailingZeros64(((quote-ones)|(slash-ones)|(w-ones*' '))&^w&tops) / 8
 }
 
-// skipString returns where a string ends that begins at i, or -1.
-func skipString(doc []byte, i int) (end int, escaped bool) {
-	if i++; i+8 > len(doc) {
-		return skipEscaped(doc, i)
+// shortString returns where the string ends that begins at i, if it has at most seven bytes and none that is escaped, as most have, and else 0.
+func shortString(doc []byte, i int) int {
+	if i+9 > len(doc) {
+		return 0
 	}
-	if n := plainBytes(binary.LittleEndian.Uint64(doc[i:])); n < 8 {
-		if i += n; doc[i] == '"' { // a short one, as most are
-			return i + 1, false
-		}
-		return skipEscaped(doc, i)
+	n := plainBytes(binary.LittleEndian.Uint64(doc[i+1:]))
+	if n == 8 || doc[i+1+n] != '"' {
+		return 0
 	}
-	// A long one. Where it ends, if nothing in it is escaped, the library finds 32 bytes at a time.
-	i += 8
-	n := bytes.IndexByte(doc[i:], '"')
-	if n < 0 {
-		return -1, false
-	}
-	if plainText(doc[i : i+n]) {
-		return i + n + 1, false
-	}
-	return skipEscaped(doc, i)
+	return i + n + 2
 }
 
-// plainText says that there are no backslashes and no control characters.
-func plainText(s []byte) bool {
-	const ones, tops = 0x0101010101010101, 0x8080808080808080
-	word := func(at int) uint64 { // as marks
-		w := binary.LittleEndian.Uint64(s[at : at+8])
-		return (((w ^ ones*'\\') - ones) | (w - ones*' ')) &^ w
-	}
-	at := 0
-	for ; at+32 <= len(s); at += 32 { // four words at once: one branch, and the processor does them side by side
-		if (word(at)|word(at+8)|word(at+16)|word(at+24))&tops != 0 {
-			return false
-		}
-	}
-	for ; at+8 <= len(s); at += 8 {
-		if word(at)&tops != 0 {
-			return false
-		}
-	}
-	for _, c := range s[at:] {
-		if c < ' ' || c == '\\' {
-			return false
-		}
-	}
-	return true
-}
-
-// skipEscaped goes on in a string from any place in it that is not within an escape.
-func skipEscaped(doc []byte, i int) (end int, escaped bool) {
-	for ; i < len(doc); i++ {
-		for i+8 <= len(doc) {
-			n := plainBytes(binary.LittleEndian.Uint64(doc[i:]))
-			if i += n; n < 8 {
-				break
-			}
-		}
-		for i < len(doc) && doc[i] >= ' ' && doc[i] != '"' && doc[i] != '\\' { // the last bytes of the document
-			i++
-		}
-		if i == len(doc) {
+// skipString returns where the string ends that begins at i, or -1.
+func skipString(doc []byte, i int) int {
+	for i++; i < len(doc); i++ {
+		if i += marks.Index(doc[i:]); i == len(doc) {
 			break
 		}
 		switch doc[i] {
 		case '"':
-			return i + 1, escaped
+			return i + 1
 		case '\\':
-			escaped = true
 			if i++; i >= len(doc) {
-				return -1, escaped
+				return -1
 			}
 			switch doc[i] {
 			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 			case 'u':
 				if i+4 >= len(doc) {
-					return -1, escaped
+					return -1
 				}
 				for _, c := range doc[i+1 : i+5] {
 					if !(c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'f') {
-						return -1, escaped
+						return -1
 					}
 				}
 				i += 4
 			default:
-				return -1, escaped
+				return -1
 			}
 		default: // a control character
-			return -1, escaped
+			return -1
 		}
 	}
-	return -1, escaped
+	return -1
 }
 
 // skipNumber returns where a number ends that begins at i, or -1.

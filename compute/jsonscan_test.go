@@ -21,6 +21,7 @@ func judge(t *testing.T, doc []byte, path string) {
 	if !p.plain {
 		return
 	}
+	doc = doc[:len(doc):len(doc)] // nor is anything read that is behind it
 	var s jsonScan
 	if got := s.find(doc, &p, false); got != valid {
 		t.Fatalf("%q: valid %v, want %v", doc, got, valid)
@@ -54,13 +55,30 @@ func judge(t *testing.T, doc []byte, path string) {
 }
 
 var scanDocs = []string{
-	``, ` `, `1`, ` 1 `, `-`, `-0`, `-01`, `01`, `1.`, `1.5e`, `1e+5`, `.5`, `+1`, `true`, `tru`, `nullx`, `null`, `"a"`, `"\u00e4"`, `"\u00g4"`, `"\x"`, `"`, "\"\x1f\"", "\"\xff\"",
+	``, ` `, `false`, `{"a":false}`, `"\u123`, `"\u1234`, `1`, ` 1 `, `-`, `-0`, `-01`, `01`, `1.`, `1.5e`, `1e+5`, `.5`, `+1`, `true`, `tru`, `nullx`, `null`, `"a"`, `"\u00e4"`, `"\u00g4"`, `"\x"`, `"`, "\"\x1f\"", "\"\xff\"",
 	`{}`, `[]`, `{`, `}`, `[}`, `{]`, `[1,]`, `{"a":1,}`, `{"a"}`, `{"a":}`, `{a:1}`, `[,1]`, `{"a":1 "b":2}`, `{} {}`, `[[[[]]]]`, `{"a":[0,{"b":7}],"n":null}`,
 	`{"a":1,"a":2}`, `{"a":{"x":1},"a":{"b":2}}`, `{"a":5,"a":{"b":2}}`, `{"a":{"b":{"c":{"d":"deep"}}}}`, `[{"a":1},{"a":"two"}]`, `{"0":"name"}`, `[["x"],[1,2]]`,
 	`{"a.b":1,"ä":true,"\u00e4":false}`, `{"\u0061":"escaped name"}`, `{"x":["a","b\n"]}`, "{\t\"a\" :\r\n [ 1 , 2 ] }", `{"a":[]}`, `{"a":{}}`, `{"a":[{"b":1},{"b":2}]}`, `{"x":[1,[2]]}`,
 }
 
+// longDocs are of strings that are read more than a word at a time, and of what may be beside the way.
+func longDocs() (docs []string) {
+	pad := strings.Repeat("ä, x ", 20)
+	for _, end := range []string{`"`, ``, `\"`, `\""`, `\u00e4 and on"`, "\x1f\"", "\n\"", `\`, `\u12`, `\q"`} {
+		docs = append(docs, `"`+pad+end, `{"`+pad+end+`:1,"a":2}`, `{"n":"`+pad+end+`,"a":{"b":"`+pad+end+`}}`)
+	}
+	for _, beside := range []string{`[]`, `{}`, `[[],{}]`, `{"a":{"b":[1,{"a":2}]}}`, `[1,"` + pad + `",{"` + pad + `":null}]`, `[1 2]`, `{"b"}`, `{"b":}`, `{"b":1,}`, `[1,]`, `[}`, `{]`, `{"b":1]`, `[1}`, `{1:2}`, `[tru]`, `{"b":01}`, `[`, `{`, `{"b"`, `{"b":`, `{"b":1`, `[1`, `[1,`} {
+		docs = append(docs, `{"x":`+beside+`,"a":1}`, `{"x":`+beside, `[`+beside+`,{"a":[{"b":3}]}]`)
+	}
+	return docs
+}
+
 func TestJSONScan(t *testing.T) {
+	for _, doc := range longDocs() {
+		for _, path := range scanPaths {
+			judge(t, []byte(doc), path)
+		}
+	}
 	for _, doc := range scanDocs {
 		for _, path := range scanPaths {
 			judge(t, []byte(doc), path)
@@ -69,6 +87,10 @@ func TestJSONScan(t *testing.T) {
 	// As deep as a value is long, without a stack to overflow.
 	var s jsonScan
 	deep := strings.Repeat("[", 1<<20)
+	beside := compilePath("b")
+	if !s.find([]byte(`{"a":`+deep+strings.Repeat("]", 1<<20)+`,"b":1}`), &beside, false) || s.found.kind != jsonNumber {
+		t.Error("a million brackets beside the way were judged wrongly")
+	}
 	if s.find([]byte(deep), &jsonPath{plain: true}, false) || !s.find([]byte(deep+strings.Repeat("]", 1<<20)), &jsonPath{plain: true}, false) {
 		t.Error("a million brackets were judged wrongly")
 	}
@@ -87,7 +109,7 @@ func TestCompilePath(t *testing.T) {
 
 // Over any document and path the scanner finds what gjson finds, and refuses what it refuses.
 func FuzzJSONScan(f *testing.F) {
-	for _, doc := range scanDocs {
+	for _, doc := range append(longDocs(), scanDocs...) {
 		for _, path := range scanPaths {
 			f.Add([]byte(doc), path)
 		}
