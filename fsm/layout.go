@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 
 	"github.com/abacusdb/abacus/fsm/command"
+	"github.com/abacusdb/abacus/fsm/crc32c"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -91,7 +92,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum is that of a row: its key and what follows the checksum in its value.
 func checksum(key, rest []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, rest)
+	return crc32c.Update(crc32c.Checksum(key), rest)
 }
 
 // encodeRow appends the row as it is stored in a tree's bucket.

@@ -1,0 +1,54 @@
+package crc32c
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/cpu"
+)
+
+const (
+	// least bytes are summed in three lanes; of fewer, putting the lanes together costs more than they save.
+	least = 72
+	// most is where the library is as quick.
+	most = 2048
+)
+
+var inLanes = cpu.X86.HasSSE42 && cpu.X86.HasPCLMULQDQ
+
+// lane is what joins three lanes of some length n: a sum goes past n bytes when it is multiplied by x to the 8n-th,
+// modulo the polynomial. Multiplication and reduction add 33 to the exponent.
+type lane struct{ past1, past2 uint64 }
+
+// lanes are by words of eight bytes.
+var lanes = func() (l [most/24 + 1]lane) {
+	var powers [2 * len(l)]uint32 // of x to the 64i-33-th, reflected
+	p := uint32(1) << 31          // x to the 0th
+	for e := range 64*len(powers) - 33 {
+		if (e+33)%64 == 0 {
+			powers[(e+33)/64] = p
+		}
+		if p&1 != 0 {
+			p = p>>1 ^ 0x82f63b78
+		} else {
+			p >>= 1
+		}
+	}
+	for n := 1; n < len(l); n++ {
+		l[n] = lane{uint64(powers[n]), uint64(powers[2*n])}
+	}
+	return l
+}()
+
+func updateLanes(sum uint32, p []byte) uint32 {
+	words := 0
+	if len(p) >= least {
+		words = len(p) / 24
+	}
+	l := &lanes[words]
+	return update(sum, unsafe.SliceData(p), len(p), words, l.past1, l.past2)
+}
+
+// update sums up three lanes of so many words, and then the rest.
+//
+//go:noescape
+func update(sum uint32, p *byte, n, words int, past1, past2 uint64) uint32
