@@ -64,9 +64,14 @@ func TestCheckpointAtRest(t *testing.T) {
 		if d := m.f.DurableIndex(); d != at {
 			t.Errorf("durable to %d of %d", d, at)
 		}
-		written(1, 15, 100*rest, "for ever after")
+		for _, k := range []string{"v", "w", "x", "y"} {
+			put(k)
+		}
+		written(1, 15, rest, "while as many come as are worth one")
+		written(2, 19, rest, "when they stop")
+		written(2, 19, 100*rest, "for ever after")
 		put("z")
-		written(1, 15, 10*rest, "one row")
+		written(2, 19, 10*rest, "one row")
 	})
 }
 
