@@ -98,7 +98,8 @@ func (s *session) tasks(ctx context.Context, wanted func(Task) bool) error {
 	return nil
 }
 
-// task runs one task and checks its answer.
+// task runs one task, twice, and checks its answers. The first finds memory as the other peers' turns have left it, which is a matter of the machine and of what
+// the peer did before in its turn, so it is kept by itself.
 func (p *peer) task(ctx context.Context, t Task, run int) (Record, error) {
 	r := p.s.record(p, "compute", run)
 	r.Task, r.Records = t.Name, p.s.Records
@@ -108,21 +109,23 @@ func (p *peer) task(ctx context.Context, t Task, run int) (Record, error) {
 		}
 		return sum
 	}
-	server, client, start := servers(), measure.SelfCPU(), time.Now()
-	n, err := t.Run(ctx)
-	took := time.Since(start)
-	if err != nil {
-		return r, err
-	}
 	want := dataset.Sum(p.s.Records)
 	if t.Counts {
 		want = int64(p.s.Records)
 	}
-	if n != want {
-		return r, fmt.Errorf("the answer is %d, want %d", n, want)
+	for _, seconds := range []string{"first_seconds", "seconds"} {
+		server, client, start := servers(), measure.SelfCPU(), time.Now()
+		n, err := t.Run(ctx)
+		took := time.Since(start)
+		if err != nil {
+			return r, err
+		}
+		if n != want {
+			return r, fmt.Errorf("the answer is %d, want %d", n, want)
+		}
+		r.Values[seconds] = took.Seconds()
+		r.Values["client_cpu_s"], r.Values["server_cpu_s"] = (measure.SelfCPU() - client).Seconds(), (servers() - server).Seconds()
 	}
-	r.Values["seconds"] = took.Seconds()
-	r.Values["client_cpu_s"], r.Values["server_cpu_s"] = (measure.SelfCPU() - client).Seconds(), (servers() - server).Seconds()
 	return r, nil
 }
 

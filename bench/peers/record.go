@@ -223,7 +223,7 @@ func (g *group) line(gs []*group) string {
 			g.median("moving_p50_ms"), spread("moving_p99_ms", "%.2f"), g.median("moving_p999_ms"), g.max("moving_max_ms"), spread("moving_to_rest", "%.2f"), g.sum("rest_errors"), g.sum("moving_errors"))
 	case "compute":
 		m, lo, hi, _ := g.of("seconds")
-		return fmt.Sprintf("%-15s %-72s %7.3f s [%.3f..%.3f]  %.0f records/s  cpu-seconds client=%.2f servers=%.2f", g.Peer, g.Task, m, lo, hi, g.perSecond(),
+		return fmt.Sprintf("%-15s %-72s %7.3f s [%.3f..%.3f], first of two %s  %.0f records/s  cpu-seconds client=%.2f servers=%.2f", g.Peer, g.Task, m, lo, hi, spread("first_seconds", "%.3f"), g.perSecond(),
 			g.median("client_cpu_s"), g.median("server_cpu_s"))
 	case "nokeys":
 		return fmt.Sprintf("%s job over none of %d records: p50=%s p99=%s max=%.1f ms; %.0f jobs", head, g.Records, spread("p50_ms", "%.2f"), spread("p99_ms", "%.2f"), g.max("max_ms"), g.sum("jobs"))

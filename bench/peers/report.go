@@ -232,7 +232,7 @@ var tables = []table{
 	}},
 	{"Computing", op("compute"), []column{peerColumn, {"task", func(g *group, _ []*group) string { return g.Task }}, runsColumn,
 		value("records/s", "%.0f", func(g *group) []float64 { return []float64{g.perSecond()} }),
-		{"seconds", spread("seconds", "%.3f")}, {"times the job's", timesJob},
+		{"seconds", spread("seconds", "%.3f")}, {"times the job's", timesJob}, {"first of two", spread("first_seconds", "%.3f")},
 		{"CPU seconds, client", spread("client_cpu_s", "%.2f")}, {"CPU seconds, servers", spread("server_cpu_s", "%.2f")},
 	}},
 	{"Jobs over no keys", op("nokeys"), []column{peerColumn, value("records stored", "%.0f", func(g *group) []float64 { return []float64{float64(g.Records)} }), runsColumn,
