@@ -17,7 +17,7 @@ const (
 	latencyTarget = time.Millisecond
 	// The shares are of GOMAXPROCS.
 	startShare = 0.25
-	minShare   = 0.025 // or a job would not end on a node that is always busy
+	minShare   = 0.02 // or a job would not end on a node that is always busy
 	maxShare   = 0.75
 	shareRise  = 0.0025 // in a tick
 	shareFall  = 0.5    // of what it was
