@@ -587,8 +587,8 @@ func TestJobOnABusyNode(t *testing.T) {
 		least, most time.Duration
 	}{
 		"nobody else":            {1e6, 0, time.Second},
-		"others wait":            {1, 5 * time.Second, 20 * time.Second},
-		"and there are 4 of its": {4, 1500 * time.Millisecond, 4 * time.Second},
+		"others wait":            {1, 5 * time.Second, 25 * time.Second}, // half a second of work, at 2 %
+		"and there are 4 of its": {4, 1500 * time.Millisecond, 25 * time.Second / 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
