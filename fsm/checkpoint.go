@@ -43,7 +43,7 @@ type checkpointing struct {
 func (f *FSM) runCheckpoints() {
 	look := time.NewTicker(restLook)
 	defer look.Stop()
-	var seen int64 // what had gathered when we last looked
+	var seen uint64 // what had changed when we last looked
 	for {
 		select {
 		case <-f.done:
@@ -53,24 +53,31 @@ func (f *FSM) runCheckpoints() {
 				continue
 			}
 		case <-look.C:
-			now := f.activeBytes()
-			if !rests(seen, now, f.cfg.CheckpointBytes) {
-				seen = now
+			gathered, changed := f.activeBytes(), f.changed()
+			rests := changed == seen
+			seen = changed
+			if !rests || gathered < f.cfg.CheckpointBytes/restShare {
 				continue
 			}
 		}
-		seen = 0
 		// Its error has gone to Fatal, but for that of a state machine that closes.
 		_ = f.checkpoint()
 	}
 }
 
-const restLook = 5 * time.Second
+// A state machine rests when no key has changed between two looks. What is in memory then would stay there, and a scan pays for each row that
+// is not in the file; fewer than a part of what makes a checkpoint due are not worth one. A shard that is written all the time, however little, never rests.
+const (
+	restLook  = 5 * time.Second
+	restShare = 16
+)
 
-// rests says whether a layer that grew from seen to now in restLook is worth a checkpoint though it may never be
-// due: a scan of the state pays for each row that is not in the file. By its two bounds an idle shard writes nothing, and
-// one that is written a little all the time at most sixteen times as often as otherwise.
-func rests(seen, now, due int64) bool { return now >= due/16 && now-seen < due/64 }
+// changed is the index of the last entry that changed a key.
+func (f *FSM) changed() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.ap.changed
+}
 
 // Flush makes durable what has been applied before the call, without leaving the processor to others meanwhile.
 func (f *FSM) Flush() error {

@@ -78,7 +78,7 @@ type Config struct {
 	// Default 16 GiB, which costs nothing until it is used. When the file outgrows
 	// it, the next checkpoint waits for all views to close.
 	InitialMmapSize int
-	// CheckpointBytes is how much may gather in memory before a checkpoint begins, which it does at 60 to 100 % of it.
+	// CheckpointBytes is how much may gather in memory before a checkpoint begins, which it does at 60 to 100 % of it, and at a sixteenth once no key changes.
 	// Default 10 MiB: what it writes costs several times as much heap while it does.
 	CheckpointBytes int64
 	// Turn, if not nil, is shared by the state machines of a node, so that

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/abacusdb/abacus/fsm/command"
 )
 
 // The replicas of a shard apply the same entries, and do not write them at the same moment: each draws anew how much
@@ -48,7 +50,7 @@ func TestCheckpointAtRest(t *testing.T) {
 				t.Fatalf("%s: %d checkpoints of %d rows, want %d of %d", what, n, r, want, rows)
 			}
 		}
-		put := func(k string) { m.apply(0, set(k, string(make([]byte, 1000)))) }
+		put := func(key string) { m.apply(0, set(key, string(make([]byte, 1000)))) }
 		rest := restLook + time.Millisecond
 		for i := range 3 {
 			put(string(rune('a' + i)))
@@ -59,19 +61,48 @@ func TestCheckpointAtRest(t *testing.T) {
 			put(string(rune('D' + i)))
 			written(0, 0, rest, "while rows come")
 		}
+		m.apply(0, cmd(command.OpDel, k("none"))) // an entry that changes nothing
 		at := m.f.Applied()
 		written(1, 15, rest, "when they stop")
 		if d := m.f.DurableIndex(); d != at {
 			t.Errorf("durable to %d of %d", d, at)
 		}
-		for _, k := range []string{"v", "w", "x", "y"} {
-			put(k)
+		for _, key := range []string{"v", "w", "x", "y"} {
+			put(key)
 		}
 		written(1, 15, rest, "while as many come as are worth one")
 		written(2, 19, rest, "when they stop")
 		written(2, 19, 100*rest, "for ever after")
 		put("z")
 		written(2, 19, 10*rest, "one row")
+
+		// What is only overwritten, or taken out again, makes a layer no larger, and is no rest.
+		for _, key := range []string{"v", "w", "x", "y"} {
+			put(key)
+		}
+		for range 10 {
+			put("v")
+			written(2, 19, rest, "while a row is overwritten")
+		}
+		for range 10 {
+			put("new")
+			m.apply(0, cmd(command.OpDel, k("new")))
+			written(2, 19, rest, "while a row comes and goes")
+		}
+		written(3, 24, rest, "when that stops")
+		// Nor is a layer that is smaller for a flush between two looks.
+		for i := range 8 {
+			put(string(rune('0' + i)))
+		}
+		written(3, 24, 0, "at once")
+		if err := m.f.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 5 {
+			put(string(rune('0' + i)))
+		}
+		written(4, 32, rest, "flushed, and written since")
+		written(5, 37, rest, "when they stop")
 	})
 }
 
