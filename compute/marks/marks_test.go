@@ -2,7 +2,10 @@ package marks
 
 import (
 	"math/rand/v2"
+	"os"
 	"testing"
+
+	"github.com/abacusdb/abacus/fsm/guardpage"
 )
 
 // check compares with one byte at a time, both ways that there are.
@@ -49,6 +52,22 @@ func TestEveryLength(t *testing.T) {
 				p[i] = " !#[]\x7f\x80\xa2\xdc\xff"[rnd.IntN(10)]
 			}
 			check(t, p)
+		}
+	}
+}
+
+// Nothing behind the bytes is read, nor before them: they begin and end with pages that cannot be.
+func TestStaysInside(t *testing.T) {
+	buf := guardpage.Bytes(t, os.Getpagesize())
+	for i := range buf {
+		buf[i] = 'x'
+	}
+	for n := range 300 {
+		if got := Index(buf[len(buf)-n:]); got != n {
+			t.Fatalf("%d plain bytes: %d", n, got)
+		}
+		if got := Index(buf[:n]); got != n {
+			t.Fatalf("the first %d plain bytes: %d", n, got)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/abacusdb/abacus/fsm/guardpage"
 )
 
 // Every length up to where the library takes over and beyond, at every alignment, after every sum: the library's answer.
@@ -14,17 +16,26 @@ func TestIsTheLibrarys(t *testing.T) {
 		buf[i] = byte(rnd.Uint32())
 	}
 	for n := range 4900 {
-		p := buf[n%16 : n%16+n]
-		sum := rnd.Uint32()
-		if got, want := Update(sum, p), crc32.Update(sum, table, p); got != want {
-			t.Fatalf("%d bytes after %08x: %08x, want %08x", n, sum, got, want)
-		}
-		if got, want := Checksum(p), crc32.Checksum(p, table); got != want {
-			t.Fatalf("%d bytes: %08x, want %08x", n, got, want)
+		for at := range 8 {
+			p, sum := buf[at:at+n], rnd.Uint32()
+			if got, want := Update(sum, p), crc32.Update(sum, table, p); got != want {
+				t.Fatalf("%d bytes at %d after %08x: %08x, want %08x", n, at, sum, got, want)
+			}
+			if got, want := Checksum(p), crc32.Checksum(p, table); got != want {
+				t.Fatalf("%d bytes at %d: %08x, want %08x", n, at, got, want)
+			}
 		}
 	}
 	if got := Checksum([]byte("123456789")); got != 0xe3069283 { // RFC 3720's check
 		t.Errorf("the check is %08x", got)
+	}
+}
+
+// Nothing behind the bytes is read.
+func TestStaysInside(t *testing.T) {
+	buf := guardpage.Bytes(t, 2*most+100)
+	for n := range len(buf) + 1 {
+		Checksum(buf[len(buf)-n:])
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/abacusdb/abacus/fsm/guardpage"
 )
 
 // tree makes a file with a bucket of so many keys, some of them with values that take pages of their own, and returns what a walk needs.
@@ -214,7 +216,7 @@ func FuzzDamaged(f *testing.F) {
 		f.Add(page, uint16(16+8), uint64(1)<<40, uint16(0))        // child
 		f.Add(page, uint16(16+16+8), uint64(1)<<40, uint16(0))     // the next one
 	}
-	guarded := guard(f, len(file))
+	guarded := guardpage.Bytes(f, len(file))
 	f.Fuzz(func(t *testing.T, page, at uint16, with uint64, start uint16) {
 		copy(guarded, file)
 		where := branches[int(page)%len(branches)] + int(at)%(info.PageSize-8)
@@ -234,7 +236,7 @@ func FuzzDamaged(f *testing.F) {
 // The same by hand, with the root as the last page, behind which nothing is.
 func TestDamagedRoot(t *testing.T) {
 	const size = 4096
-	file := guard(t, 2*size)
+	file := guardpage.Bytes(t, 2*size)
 	key := file[100:110:110]
 	copy(key, "k000000001")
 	le := binary.LittleEndian
