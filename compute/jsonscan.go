@@ -1,10 +1,7 @@
 package compute
 
 import (
-	"bytes"
 	"strings"
-
-	"github.com/tidwall/gjson"
 
 	"github.com/abacusdb/abacus/compute/marks"
 )
@@ -23,7 +20,6 @@ type jsonScan struct {
 type jsonSpan struct {
 	start, end int
 	kind       jsonKind
-	escaped    bool // a string with backslashes
 }
 
 type jsonKind byte
@@ -121,7 +117,8 @@ value: // the one, or on the way to it
 	}
 	if at == len(steps) {
 		s.found = jsonSpan{start: i, kind: kindOf(doc[i])}
-		if searches = false; valid && s.found.kind == jsonOther {
+		searches = false
+		if valid && s.found.kind == jsonOther {
 			return true
 		}
 		if i = s.skip(doc, i); i < 0 {
@@ -129,7 +126,6 @@ value: // the one, or on the way to it
 		}
 		if s.found.kind != jsonOther {
 			s.found.end = i
-			s.found.escaped = s.found.kind == jsonString && bytes.IndexByte(doc[s.found.start:i], '\\') >= 0
 		}
 		if valid {
 			return true
@@ -155,15 +151,14 @@ member:
 		if i >= len(doc) || doc[i] != '"' {
 			return false
 		}
-		end, escaped := shortString(doc, i), false
-		if end == 0 {
+		end := shortString(doc, i)
+		short := end > 0
+		if !short {
 			if end = skipString(doc, i); end < 0 {
 				return false
 			}
-			escaped = bytes.IndexByte(doc[i:end], '\\') >= 0
 		}
-		name := doc[i+1 : end-1]
-		wanted := searches && (string(name) == steps[at-1].name || escaped && gjson.ParseBytes(doc[i:end]).Str == steps[at-1].name)
+		wanted := searches && (string(doc[i+1:end-1]) == steps[at-1].name || !short && string(unquote(doc[i:end])) == steps[at-1].name)
 		if i = skipSpace(doc, end); i >= len(doc) || doc[i] != ':' {
 			return false
 		}
@@ -244,7 +239,7 @@ func (s *jsonScan) skip(doc []byte, i int) int {
 	return skipNumber(doc, i)
 }
 
-// skipNested is skip for an object or array.
+// skipNested is skip for an object or array, and calls it for what is neither: a value may be one long run of brackets.
 func (s *jsonScan) skipNested(doc []byte, i int) int {
 	s.nest = s.nest[:0]
 value:
@@ -289,9 +284,7 @@ name:
 	if i >= len(doc) || doc[i] != '"' {
 		return -1
 	}
-	if end := shortString(doc, i); end > 0 {
-		i = end
-	} else if i = skipString(doc, i); i < 0 {
+	if i = s.skip(doc, i); i < 0 {
 		return -1
 	}
 	if i = skipSpace(doc, i); i >= len(doc) || doc[i] != ':' {
@@ -333,7 +326,7 @@ func shortString(doc []byte, i int) int {
 // plain bytes may stand in a string, and end nothing.
 var plain = func() (p [256]bool) {
 	for c := range p {
-		p[c] = c >= ' ' && c != '"' && c != '\\'
+		p[c] = marks.Index([]byte{byte(c)}) > 0
 	}
 	return p
 }()
