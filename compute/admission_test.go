@@ -163,7 +163,7 @@ func TestTasksUseTheirShare(t *testing.T) {
 	}
 }
 
-// When others begin to wait the share is at its floor in half a second; when they do not any more it rises by a fortieth a second.
+// When others begin to wait the share is at its floor in six tenths of a second; when they do not any more it rises by a fortieth a second.
 func TestShareFollowsTheLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var latency atomic.Int64

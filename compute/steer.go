@@ -8,7 +8,7 @@ import (
 
 // How much of the processors tasks may use is steered by how long goroutines wait for one once they can run: that is what a put or
 // a get feels of a job, and what an idle node does not have. It follows CockroachDB's elastic CPU (pkg/util/admission,
-// scheduler_latency_listener.go), with its target, start and bounds; ours moves in seconds, for a job lasts seconds, and
+// scheduler_latency_listener.go), with its target, start and ceiling; ours moves in seconds, for a job lasts seconds, and
 // where theirs falls by a step, ours falls by half. Where nobody else is there to wait, nobody is spared: of what waits then, most is
 // the job's own.
 const (
