@@ -92,7 +92,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum is that of a row: its key and what follows the checksum in its value.
 func checksum(key, rest []byte) uint32 {
-	return crc32c.Update(crc32c.Checksum(key), rest)
+	return crc32c.Checksum(key, rest)
 }
 
 // encodeRow appends the row as it is stored in a tree's bucket.

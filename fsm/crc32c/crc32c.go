@@ -10,13 +10,11 @@ import "hash/crc32"
 
 var table = crc32.MakeTable(crc32.Castagnoli)
 
-// Checksum is crc32.Checksum(p, crc32.MakeTable(crc32.Castagnoli)).
-func Checksum(p []byte) uint32 { return Update(0, p) }
-
-// Update is crc32.Update, likewise: the sum of what sum is of, and p after it.
-func Update(sum uint32, p []byte) uint32 {
-	if inLanes && len(p) < most {
-		return updateLanes(sum, p)
+// Checksum is that of a key and what follows it, as if they were one: crc32.Update(crc32.Checksum(key, table), table, rest). The
+// key is taken for short.
+func Checksum(key, rest []byte) uint32 {
+	if inLanes && len(rest) < most {
+		return sumInLanes(key, rest)
 	}
-	return crc32.Update(sum, table, p)
+	return crc32.Update(crc32.Checksum(key, table), table, rest)
 }

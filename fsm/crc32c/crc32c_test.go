@@ -8,7 +8,12 @@ import (
 	"github.com/abacusdb/abacus/fsm/guardpage"
 )
 
-// Every length up to where the library takes over and beyond, at every alignment, after every sum: the library's answer.
+// library is the sum as hash/crc32 has it.
+func library(key, rest []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, table), table, rest)
+}
+
+// Every length up to where the library takes over and beyond, at every alignment, behind keys of many lengths: the library's answer.
 func TestIsTheLibrarys(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	buf := make([]byte, 5000)
@@ -17,34 +22,46 @@ func TestIsTheLibrarys(t *testing.T) {
 	}
 	for n := range 4900 {
 		for at := range 8 {
-			p, sum := buf[at:at+n], rnd.Uint32()
-			if got, want := Update(sum, p), crc32.Update(sum, table, p); got != want {
-				t.Fatalf("%d bytes at %d after %08x: %08x, want %08x", n, at, sum, got, want)
-			}
-			if got, want := Checksum(p), crc32.Checksum(p, table); got != want {
-				t.Fatalf("%d bytes at %d: %08x, want %08x", n, at, got, want)
+			key, p := buf[1000+at:][:rnd.IntN(40)], buf[at:at+n]
+			if got, want := Checksum(key, p), library(key, p); got != want {
+				t.Fatalf("%d bytes at %d behind %d: %08x, want %08x", n, at, len(key), got, want)
 			}
 		}
 	}
-	if got := Checksum([]byte("123456789")); got != 0xe3069283 { // RFC 3720's check
-		t.Errorf("the check is %08x", got)
+	for n := range 600 { // of the key, however long
+		for at := range 8 {
+			key, p := buf[at:at+n], buf[2000:2000+rnd.IntN(100)]
+			if got, want := Checksum(key, p), library(key, p); got != want {
+				t.Fatalf("%d bytes behind %d at %d: %08x, want %08x", len(p), n, at, got, want)
+			}
+		}
+	}
+	for n := range 10 {
+		if got := Checksum([]byte("123456789"[:n]), []byte("123456789"[n:])); got != 0xe3069283 { // RFC 3720's check
+			t.Errorf("the check is %08x", got)
+		}
 	}
 }
 
-// Nothing behind the bytes is read.
+// Nothing behind the bytes is read, nor before them: they begin and end with pages that cannot be.
 func TestStaysInside(t *testing.T) {
 	buf := guardpage.Bytes(t, 2*most+100)
 	for n := range len(buf) + 1 {
-		Checksum(buf[len(buf)-n:])
+		head, tail := buf[:n], buf[len(buf)-n:]
+		for _, p := range [][]byte{head, tail} {
+			Checksum(nil, p)
+			Checksum(p, nil)
+			Checksum(p[:min(n, 20)], p)
+		}
 	}
 }
 
 func FuzzIsTheLibrarys(f *testing.F) {
-	f.Add(uint32(0), []byte(nil))
-	f.Add(uint32(7), make([]byte, 300))
-	f.Fuzz(func(t *testing.T, sum uint32, p []byte) {
-		if got, want := Update(sum, p), crc32.Update(sum, table, p); got != want {
-			t.Fatalf("%x after %08x: %08x, want %08x", p, sum, got, want)
+	f.Add([]byte(nil), []byte(nil))
+	f.Add([]byte("a key"), make([]byte, 300))
+	f.Fuzz(func(t *testing.T, key, rest []byte) {
+		if got, want := Checksum(key, rest), library(key, rest); got != want {
+			t.Fatalf("%x behind %x: %08x, want %08x", rest, key, got, want)
 		}
 	})
 }
@@ -53,14 +70,14 @@ func FuzzIsTheLibrarys(f *testing.F) {
 func BenchmarkRow(b *testing.B) {
 	buf := make([]byte, 1<<20)
 	for _, w := range []struct {
-		name   string
-		update func(uint32, []byte) uint32
-	}{{"lanes", Update}, {"library", func(s uint32, p []byte) uint32 { return crc32.Update(s, table, p) }}} {
+		name string
+		sum  func(key, rest []byte) uint32
+	}{{"lanes", Checksum}, {"library", library}} {
 		b.Run(w.name, func(b *testing.B) {
-			var sum uint32
-			for i := range b.N {
-				at := i * 293 & (1<<19 - 1)
-				sum = w.update(w.update(sum, buf[at:at+12]), buf[at+16:at+281])
+			at := 0
+			for b.Loop() {
+				at = (at + 293) & (1<<19 - 1)
+				w.sum(buf[at:at+12], buf[at+16:at+281])
 			}
 		})
 	}

@@ -39,16 +39,16 @@ var lanes = func() (l [most/24 + 1]lane) {
 	return l
 }()
 
-func updateLanes(sum uint32, p []byte) uint32 {
+func sumInLanes(key, rest []byte) uint32 {
 	words := 0
-	if len(p) >= least {
-		words = len(p) / 24
+	if len(rest) >= least {
+		words = len(rest) / 24
 	}
 	l := &lanes[words]
-	return update(sum, unsafe.SliceData(p), len(p), words, l.past1, l.past2)
+	return sum(unsafe.SliceData(key), len(key), unsafe.SliceData(rest), len(rest), words, l.past1, l.past2)
 }
 
-// update sums up three lanes of so many words, and then the rest.
+// sum sums up the key, three lanes of so many words, and then what is left.
 //
 //go:noescape
-func update(sum uint32, p *byte, n, words int, past1, past2 uint64) uint32
+func sum(key *byte, keySize int, rest *byte, size, words int, past1, past2 uint64) uint32

@@ -1,14 +1,42 @@
 #include "textflag.h"
 
-// func update(sum uint32, p *byte, n, words int, past1, past2 uint64) uint32
-TEXT ·update(SB), NOSPLIT, $0-52
-	MOVL sum+0(FP), AX
-	MOVQ p+8(FP), SI
-	MOVQ n+16(FP), DX
-	MOVQ words+24(FP), CX
-	NOTL AX
+// REST sums up DX bytes from SI on, one after the other, in AX.
+#define REST(loop, four, two, one, done) \
+loop: \
+	CMPQ   DX, $8; \
+	JB     four; \
+	CRC32Q (SI), AX; \
+	ADDQ   $8, SI; \
+	SUBQ   $8, DX; \
+	JMP    loop; \
+four: \
+	TESTQ  $4, DX; \
+	JZ     two; \
+	CRC32L (SI), AX; \
+	ADDQ   $4, SI; \
+two: \
+	TESTQ  $2, DX; \
+	JZ     one; \
+	CRC32W (SI), AX; \
+	ADDQ   $2, SI; \
+one: \
+	TESTQ  $1, DX; \
+	JZ     done; \
+	CRC32B (SI), AX; \
+done:
+
+// func sum(key *byte, keySize int, rest *byte, size, words int, past1, past2 uint64) uint32
+TEXT ·sum(SB), NOSPLIT, $0-60
+	MOVQ key+0(FP), SI
+	MOVQ keySize+8(FP), DX
+	MOVL $-1, AX
+	REST(key, key4, key2, key1, value)
+
+	MOVQ  rest+16(FP), SI
+	MOVQ  size+24(FP), DX
+	MOVQ  words+32(FP), CX
 	TESTQ CX, CX
-	JZ   rest
+	JZ    tail
 
 	// Three lanes: AX, BX, R8 are their sums, SI, DI, R9 their ends.
 	LEAQ (SI)(CX*8), SI
@@ -29,8 +57,8 @@ lanes:
 	JNE    lanes
 
 	// The first goes past the other two, the second past the third.
-	MOVQ      past2+40(FP), X1
-	MOVQ      past1+32(FP), X3
+	MOVQ      past2+48(FP), X1
+	MOVQ      past1+40(FP), X3
 	MOVQ      AX, X0
 	MOVQ      BX, X2
 	PCLMULQDQ $0, X1, X0
@@ -42,32 +70,7 @@ lanes:
 	XORL      R8, AX
 	MOVQ      R9, SI
 
-rest:
-	CMPQ   DX, $8
-	JB     four
-	CRC32Q (SI), AX
-	ADDQ   $8, SI
-	SUBQ   $8, DX
-	JMP    rest
-
-four:
-	TESTQ  $4, DX
-	JZ     two
-	CRC32L (SI), AX
-	ADDQ   $4, SI
-
-two:
-	TESTQ  $2, DX
-	JZ     one
-	CRC32W (SI), AX
-	ADDQ   $2, SI
-
-one:
-	TESTQ  $1, DX
-	JZ     done
-	CRC32B (SI), AX
-
-done:
+	REST(tail, tail4, tail2, tail1, done)
 	NOTL AX
-	MOVL AX, ret+48(FP)
+	MOVL AX, ret+56(FP)
 	RET

@@ -4,4 +4,4 @@ package crc32c
 
 const inLanes, most = false, 0
 
-func updateLanes(uint32, []byte) uint32 { panic("crc32c: no lanes") }
+func sumInLanes(_, _ []byte) uint32 { panic("crc32c: no lanes") }
