@@ -20,13 +20,13 @@ func (c *compiler) test(cond job.Condition) (test, error) {
 		if err != nil {
 			return nil, err
 		}
-		return func(_ context.Context, key, value []byte) fate { return goodOrDropped(passes(key, value)) }, nil
+		return func(context.Context) fate { return goodOrDropped(passes(f.key, f.value)) }, nil
 	case job.FuncCEL:
 		eval, err := c.program("filter", cond.Arg, expr.Filter)
 		if err != nil {
 			return nil, err
 		}
-		return func(ctx context.Context, _, _ []byte) fate {
+		return func(ctx context.Context) fate {
 			passes, err := eval.Bool(ctx)
 			if err != nil {
 				return f.failed(ctx, err)
@@ -39,13 +39,13 @@ func (c *compiler) test(cond job.Condition) (test, error) {
 	matches := matcher(cond)
 	switch cond.Subject {
 	case job.SubjectKey:
-		return func(_ context.Context, key, _ []byte) fate { return matches(f, key) }, nil
+		return func(context.Context) fate { return matches(f, f.key) }, nil
 	case job.SubjectValue: // the bytes, whatever they are read as
-		return func(_ context.Context, _, value []byte) fate { return matches(f, value) }, nil
+		return func(context.Context) fate { return matches(f, f.value) }, nil
 	}
 	path := compilePath(cond.Path)
-	return func(_ context.Context, _, value []byte) fate {
-		kind, raw, ok := f.json.lookup(value, &path)
+	return func(context.Context) fate {
+		kind, raw, ok := f.json.lookup(f.value, &path)
 		if !ok {
 			return bad
 		}
@@ -82,8 +82,8 @@ func (f *function) rangeTest(spec job.Spec, cond job.Condition) test {
 	path := compilePath(cond.Path)
 	switch {
 	case cond.Subject == job.SubjectJSON || cond.Subject == job.SubjectValue && spec.As == job.AsJSON:
-		return func(_ context.Context, _, value []byte) fate {
-			kind, raw, ok := f.json.lookup(value, &path)
+		return func(context.Context) fate {
+			kind, raw, ok := f.json.lookup(f.value, &path)
 			if !ok {
 				return bad
 			}
@@ -91,20 +91,21 @@ func (f *function) rangeTest(spec job.Spec, cond job.Condition) test {
 			return goodOrDropped(kind == jsonNumber && readNumber(raw, &it) && in.holds(&it))
 		}
 	case cond.Subject == job.SubjectValue && (spec.As == job.AsInt || spec.As == job.AsFloat):
-		return func(_ context.Context, _, value []byte) fate {
-			if !f.done && !f.read(value, &f.item) {
+		return func(context.Context) fate {
+			if !f.done && !f.read(f.value, &f.item) {
 				return bad
 			}
 			f.done = true
 			return goodOrDropped(in.holds(&f.item))
 		}
 	}
-	return func(_ context.Context, key, value []byte) fate {
+	return func(context.Context) fate {
+		text := f.value
 		if cond.Subject == job.SubjectKey {
-			value = key
+			text = f.key
 		}
 		var it fold.Value
-		return goodOrDropped(readNumber(value, &it) && in.holds(&it))
+		return goodOrDropped(readNumber(text, &it) && in.holds(&it))
 	}
 }
 

@@ -15,23 +15,24 @@ import (
 // belongs to one goroutine.
 type function struct {
 	tests  []test
-	read   func(value []byte, it *fold.Value) bool                                        // as
-	flat   func(ctx context.Context, key, value []byte, each func(*fold.Value) fate) fate // flat_map; nil for none
-	mapTo  func(ctx context.Context, key, value []byte, it *fold.Value) fate
-	group  func(ctx context.Context, key, value []byte) fate // of the record: sets name
-	groups func(it *fold.Value) fate                         // of each value, before it is mapped: sets name
-	takes  func(k fold.Kind) bool                            // which kinds the reduce can take
-	fold   func(p *Partial, key []byte, it *fold.Value) fate
+	read   func(value []byte, it *fold.Value) bool                     // as
+	flat   func(ctx context.Context, each func(*fold.Value) fate) fate // flat_map; nil for none
+	mapTo  func(ctx context.Context, it *fold.Value) fate
+	group  func(ctx context.Context) fate // of the record: sets name
+	groups func(it *fold.Value) fate      // of each value, before it is mapped: sets name
+	takes  func(k fold.Kind) bool         // which kinds the reduce can take
+	fold   func(p *Partial, it *fold.Value) fate
 	// careful: a value that flat_map has made may be bad, and all of a record's are tried before any is folded.
 	careful bool
 	// costly: a record may take milliseconds, whatever its size.
 	costly bool
 
-	// Of the present record; here, so that a record costs no allocation.
-	item fold.Value
-	done bool   // item was read, for the filter's sake
-	name []byte // its group
-	why  string // what an expression says of a bad record
+	// Of the present record; here, so that a record costs no allocation, and no call has to hand it on.
+	key, value []byte
+	item       fold.Value
+	done       bool   // item was read, for the filter's sake
+	name       []byte // its group
+	why        string // what an expression says of a bad record
 	// verdict is why the job cannot be answered, if that is known.
 	verdict error
 	text    []byte // holds texts that are not in the record
@@ -40,7 +41,7 @@ type function struct {
 }
 
 // test is a condition of a filter: it lets a record through (good), or not.
-type test func(ctx context.Context, key, value []byte) fate
+type test func(ctx context.Context) fate
 
 // fate is what becomes of a record or of a value.
 type fate uint8
@@ -72,11 +73,12 @@ func compile(spec job.Spec) (*function, error) {
 // step folds one record into p, of which it keeps nothing. It says false when there is no use in going on: the
 // job cannot be answered, as p says, or ctx has ended.
 func (f *function) step(ctx context.Context, p *Partial, key, value []byte) (more bool) {
+	f.key, f.value = key, value
 	f.done, f.why, f.json.valid, f.text = false, "", false, f.text[:0]
 	if f.expr != nil {
 		f.expr.Set(key, value)
 	}
-	switch f.run(ctx, p, key, value) {
+	switch f.run(ctx, p) {
 	case good:
 		p.Records++
 	case dropped:
@@ -93,40 +95,40 @@ func (f *function) step(ctx context.Context, p *Partial, key, value []byte) (mor
 	return true
 }
 
-func (f *function) run(ctx context.Context, p *Partial, key, value []byte) fate {
+func (f *function) run(ctx context.Context, p *Partial) fate {
 	for _, passes := range f.tests {
-		if fate := passes(ctx, key, value); fate != good {
+		if fate := passes(ctx); fate != good {
 			return fate
 		}
 	}
-	if !f.done && !f.read(value, &f.item) {
+	if !f.done && !f.read(f.value, &f.item) {
 		return bad
 	}
 	if f.group != nil {
-		if fate := f.group(ctx, key, value); fate != good {
+		if fate := f.group(ctx); fate != good {
 			return fate
 		}
 	}
 	if f.flat == nil {
-		return f.take(ctx, p, key, value, &f.item)
+		return f.take(ctx, p, &f.item)
 	}
 	if f.careful {
-		if fate := f.flat(ctx, key, value, func(it *fold.Value) fate { return f.take(ctx, nil, key, value, it) }); fate != good {
+		if fate := f.flat(ctx, func(it *fold.Value) fate { return f.take(ctx, nil, it) }); fate != good {
 			return fate
 		}
 	}
-	return f.flat(ctx, key, value, func(it *fold.Value) fate { return f.take(ctx, p, key, value, it) })
+	return f.flat(ctx, func(it *fold.Value) fate { return f.take(ctx, p, it) })
 }
 
 // take maps one value and folds it into p; without p it only says what would become of it.
-func (f *function) take(ctx context.Context, p *Partial, key, value []byte, it *fold.Value) fate {
+func (f *function) take(ctx context.Context, p *Partial, it *fold.Value) fate {
 	if f.groups != nil {
 		if fate := f.groups(it); fate != good {
 			return fate
 		}
 	}
 	if f.mapTo != nil {
-		if fate := f.mapTo(ctx, key, value, it); fate != good {
+		if fate := f.mapTo(ctx, it); fate != good {
 			return fate
 		}
 	}
@@ -136,22 +138,22 @@ func (f *function) take(ctx context.Context, p *Partial, key, value []byte, it *
 	if p == nil {
 		return good
 	}
-	return f.fold(p, key, it)
+	return f.fold(p, it)
 }
 
 // foldOf returns what takes a value: the sums and extremes that a Partial has always had, or its table.
-func foldOf(spec job.Spec, r job.Reduce) func(p *Partial, key []byte, it *fold.Value) fate {
+func foldOf(spec job.Spec, r job.Reduce) func(p *Partial, it *fold.Value) fate {
 	shape := shapeOf(spec)
 	if shape.table() {
 		return nil // set by groupBy, which has the group's name
 	}
 	switch r.Name {
 	case job.ReduceSum, job.ReduceMean:
-		return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); p.addSum(it); return good }
+		return func(p *Partial, it *fold.Value) fate { p.count(it.Kind); p.addSum(it); return good }
 	case job.ReduceMin, job.ReduceMax:
-		return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); p.addExtreme(it); return good }
+		return func(p *Partial, it *fold.Value) fate { p.count(it.Kind); p.addExtreme(it); return good }
 	}
-	return func(p *Partial, _ []byte, it *fold.Value) fate { p.count(it.Kind); return good }
+	return func(p *Partial, it *fold.Value) fate { p.count(it.Kind); return good }
 }
 
 func kindsOf(r job.Reduce) func(fold.Kind) bool {
@@ -190,15 +192,15 @@ func (c *compiler) flatMap() error {
 	switch flat.Word {
 	case "":
 	case job.FlatMapWords:
-		f.flat = func(_ context.Context, _, value []byte, each func(*fold.Value) fate) fate {
-			return eachWord(value, &f.item, each)
+		f.flat = func(_ context.Context, each func(*fold.Value) fate) fate {
+			return eachWord(f.value, &f.item, each)
 		}
 	default:
 		eval, err := c.program("flat_map", flat.Arg, expr.FlatMap)
 		if err != nil {
 			return err
 		}
-		f.flat = func(ctx context.Context, _, _ []byte, each func(*fold.Value) fate) fate {
+		f.flat = func(ctx context.Context, each func(*fold.Value) fate) fate {
 			last := good
 			err := eval.Each(ctx, func(group []byte, hasGroup bool, v *fold.Value) error {
 				if hasGroup != pairs {
@@ -237,23 +239,23 @@ func (c *compiler) mapTo() error {
 	switch m.Word {
 	case job.MapValue:
 	case job.MapKey:
-		f.mapTo = func(_ context.Context, key, _ []byte, it *fold.Value) fate { it.SetText(key); return good }
+		f.mapTo = func(_ context.Context, it *fold.Value) fate { it.SetText(f.key); return good }
 	case job.MapLen: // of the raw value, whatever it is read as, or of the texts that flat_map makes
-		f.mapTo = func(_ context.Context, _, value []byte, it *fold.Value) fate {
-			it.SetInt(int64(len(value)))
+		f.mapTo = func(_ context.Context, it *fold.Value) fate {
+			it.SetInt(int64(len(f.value)))
 			return good
 		}
 		if f.flat != nil {
-			f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(textLen(it)) }
+			f.mapTo = func(_ context.Context, it *fold.Value) fate { return goodIf(textLen(it)) }
 		}
 	case job.MapSquare:
-		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(it.Square()) }
+		f.mapTo = func(_ context.Context, it *fold.Value) fate { return goodIf(it.Square()) }
 	case job.MapParse:
-		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate {
+		f.mapTo = func(_ context.Context, it *fold.Value) fate {
 			return goodIf(it.Kind == fold.Text && readNumber(it.Text, it))
 		}
 	case job.MapLower:
-		f.mapTo = func(_ context.Context, _, _ []byte, it *fold.Value) fate { return goodIf(f.lower(it)) }
+		f.mapTo = func(_ context.Context, it *fold.Value) fate { return goodIf(f.lower(it)) }
 	case job.MapJSON:
 		path = m.Arg
 	case job.FuncGo:
@@ -262,16 +264,16 @@ func (c *compiler) mapTo() error {
 			return err
 		}
 		f.costly = true
-		f.mapTo = func(_ context.Context, key, value []byte, it *fold.Value) fate {
+		f.mapTo = func(_ context.Context, it *fold.Value) fate {
 			*it = fold.Value{}
-			return goodIf(mapped(key, value, it) && !(it.Kind == fold.Float && (math.IsNaN(it.Float) || math.IsInf(it.Float, 0))))
+			return goodIf(mapped(f.key, f.value, it) && !(it.Kind == fold.Float && (math.IsNaN(it.Float) || math.IsInf(it.Float, 0))))
 		}
 	default:
 		eval, err := c.program("map", m.Arg, expr.Map)
 		if err != nil {
 			return err
 		}
-		f.mapTo = func(ctx context.Context, _, _ []byte, it *fold.Value) fate { return f.failed(ctx, eval.Value(ctx, it)) }
+		f.mapTo = func(ctx context.Context, it *fold.Value) fate { return f.failed(ctx, eval.Value(ctx, it)) }
 	}
 	f.careful = f.careful || m.Word == job.MapParse && f.flat != nil
 	f.read = c.reader(compilePath(path))
@@ -297,16 +299,16 @@ func (c *compiler) groupBy() error {
 	switch g.Word {
 	case "":
 	case job.GroupKey:
-		f.group = func(_ context.Context, key, _ []byte) fate { f.name = key; return good }
+		f.group = func(context.Context) fate { f.name = f.key; return good }
 	case job.GroupKeyPart:
 		sep := []byte(g.Arg)
-		f.group = func(_ context.Context, key, _ []byte) (found fate) {
-			f.name, found = keyPart(key, sep, g.Part)
+		f.group = func(context.Context) (found fate) {
+			f.name, found = keyPart(f.key, sep, g.Part)
 			return found
 		}
 	case job.GroupJSON:
 		path := compilePath(g.Arg)
-		f.group = func(_ context.Context, _, value []byte) fate { return goodIf(f.json.name(value, &path, f)) }
+		f.group = func(context.Context) fate { return goodIf(f.json.name(f.value, &path, f)) }
 	case job.GroupValue:
 		f.groups = func(it *fold.Value) fate { return goodIf(f.nameOf(it)) }
 	case job.GroupLower:
@@ -320,7 +322,7 @@ func (c *compiler) groupBy() error {
 		if err != nil {
 			return err
 		}
-		f.group = func(ctx context.Context, _, _ []byte) (fate fate) {
+		f.group = func(ctx context.Context) (fate fate) {
 			name, err := eval.Key(ctx)
 			// The next expression may have the bytes: map runs after this.
 			f.text = append(f.text, name...)
@@ -329,7 +331,7 @@ func (c *compiler) groupBy() error {
 		}
 	}
 	if shape := shapeOf(c.spec); shape.table() {
-		f.fold = func(p *Partial, key []byte, it *fold.Value) fate { return p.addToTable(shape, f.name, key, it) }
+		f.fold = func(p *Partial, it *fold.Value) fate { return p.addToTable(shape, f.name, f.key, it) }
 	}
 	return nil
 }
