@@ -182,13 +182,15 @@ func owe(l *rate.Limiter, now time.Time, n int64) (wait time.Duration) {
 	}
 }
 
-// meter is what one task has used and not paid for. The task's goroutine uses it.
+// meter counts what one task has read, and what of that it has not paid for. The task's goroutine uses it.
 type meter struct {
+	records, bytes int64
+
 	a     *Admission
 	since time.Time // it pays for what has been since
-	extra int       // what each record counts as, besides
-	work  int       // since it last looked at the clock
-	read  int64     // bytes, not paid for
+	paid  int64     // bytes
+	each  int64     // bytes that a record counts as, beside its own
+	next  int64     // it looks around when it has read so much, each counted
 }
 
 // await waits until what tasks have used is paid, or until ctx ends. A task that has its turn begins with it, or many that are shorter
@@ -199,15 +201,19 @@ func (a *Admission) await(ctx context.Context) {
 }
 
 // meter begins to count for a task.
-func (a *Admission) meter() meter { return meter{a: a, since: time.Now()} }
+func (a *Admission) meter() meter {
+	return meter{a: a, since: time.Now(), each: recordCost, next: checkBytes}
+}
 
 // step counts a record of so many bytes, and says whether it is time to look around.
 func (m *meter) step(bytes int) (look bool) {
-	m.read += int64(bytes)
-	if m.work += recordCost + m.extra + bytes; m.work < checkBytes {
+	m.records++
+	m.bytes += int64(bytes)
+	work := m.bytes + m.records*m.each
+	if work < m.next {
 		return false
 	}
-	m.work = 0
+	m.next = work + checkBytes
 	return true
 }
 
@@ -221,11 +227,11 @@ func (m *meter) pay(ctx context.Context) {
 
 // settle takes what was used until now and waits until it is there, or until ctx ends.
 func (m *meter) settle(ctx context.Context, now time.Time) {
-	cpu, scan := m.a.charge(now, now.Sub(m.since), m.read)
+	cpu, scan := m.a.charge(now, now.Sub(m.since), m.bytes-m.paid)
 	if cpu > 0 {
 		m.a.wanted.Store(true)
 	}
-	m.read = 0
+	m.paid = m.bytes
 	if wait := max(cpu, scan); wait > 0 {
 		timer := time.NewTimer(wait)
 		select {
@@ -248,7 +254,7 @@ func (m *meter) settle(ctx context.Context, now time.Time) {
 // close pays for the rest, for which those that come next wait.
 func (m *meter) close() {
 	now := time.Now()
-	m.a.charge(now, now.Sub(m.since), m.read)
+	m.a.charge(now, now.Sub(m.since), m.bytes-m.paid)
 }
 
 // AdmissionStats are what jobs take of a node. By class is in the order of Priorities.

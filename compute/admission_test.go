@@ -298,7 +298,7 @@ func TestCancelEndsTheWait(t *testing.T) {
 		defer cancel()
 		m := a.meter()
 		for range 3 {
-			m.read = 1 << 20
+			m.bytes += 1 << 20
 			time.AfterFunc(10*time.Millisecond, cancel)
 			begin := time.Now()
 			m.settle(ctx, begin)

@@ -267,21 +267,19 @@ func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function, task *
 	meter := w.admission.meter()
 	defer meter.close()
 	if fn.costly {
-		meter.extra = costlyBytes
+		meter.each += costlyBytes
 	}
 	p = new(Partial)
 	var full error // there is no memory for what it makes
-	scanned, size, slot := int64(0), int64(0), int(req.From)-1
+	slot := int(req.From) - 1
 	err = view.Scan(req.From, req.To, []byte(req.Spec.Prefix), func(s uint16, key, value []byte) bool {
 		if int(s) != slot {
-			if slot = int(s); !task.enter(s, scanned, size) {
+			if slot = int(s); !task.enter(s, meter.records, meter.bytes) {
 				return false
 			}
 		}
-		scanned++
-		size += int64(len(key) + len(value))
 		if meter.step(len(key) + len(value)) {
-			task.note(scanned, size)
+			task.note(meter.records, meter.bytes)
 			meter.pay(ctx)
 			if full = memory.grow(p.memory()); full != nil || ctx.Err() != nil {
 				return false
@@ -289,7 +287,7 @@ func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function, task *
 		}
 		return fn.step(ctx, p, key, value)
 	})
-	task.note(scanned, size)
+	task.note(meter.records, meter.bytes)
 	to := task.finish()
 	// Only a scan that nobody stopped has seen every key.
 	if ctx.Err() != nil {
@@ -303,7 +301,7 @@ func (w *Worker) run(ctx context.Context, req *taskRequest, fn *function, task *
 	}
 	reply = taskReply{taskKey: req.taskKey, Index: view.Index(), From: req.From, To: to}
 	if req.WantBytes {
-		reply.Bytes = size
+		reply.Bytes = meter.bytes
 	}
 	return reply, p, nil
 }
