@@ -14,6 +14,11 @@ type jsonScan struct {
 	index []int  // of the present element of each array among them
 	nest  []byte // what closes the brackets of a value beside the way
 	found jsonSpan
+
+	// What a shape of the document is made of; shapes says whether one is to be made.
+	shapes bool
+	values []jsonSpan
+	wanted int // which of values is found, -1 for none
 }
 
 // jsonSpan is where a value stands.
@@ -30,15 +35,16 @@ const (
 	jsonBool
 	jsonNumber
 	jsonString
-	jsonOther // an object or array; its end is not known
+	jsonOther // an object or array; its end need not be known
 )
 
-// jsonPath is a path taken apart.
+// jsonPath is a path taken apart. It belongs to one goroutine, for it learns.
 type jsonPath struct {
 	text  string
 	steps []jsonStep // nil if plain is false
 	// plain: nothing but names and positions. What gjson has beyond that (wildcards, queries, # for a length) is left to gjson.
 	plain bool
+	shape jsonShape // of documents that were searched for it
 }
 
 // jsonStep picks a member of an object by name, or of an array by position (-1 for none).
@@ -97,10 +103,23 @@ func compilePath(path string) jsonPath {
 
 // find looks for the path in a document. It says false for one that is not valid; with valid set, that is known already, and the scan ends when
 // the value is found.
-//
-// What is not on the way to the value is left to skip: the fewer variables are alive in a loop, the quicker it is.
 func (s *jsonScan) find(doc []byte, path *jsonPath, valid bool) bool {
-	s.found = jsonSpan{}
+	if path.shape.find(s, doc, valid) {
+		return true
+	}
+	s.shapes = path.shape.due()
+	if !s.parse(doc, path, valid && !s.shapes) {
+		return false
+	}
+	if s.shapes {
+		path.shape.make(doc, s.values, s.wanted)
+	}
+	return true
+}
+
+// parse is find for a document of any shape. What is not on the way to the value is left to skip: the fewer variables are alive in a loop, the quicker it is.
+func (s *jsonScan) parse(doc []byte, path *jsonPath, valid bool) bool {
+	s.found, s.values, s.wanted = jsonSpan{}, s.values[:0], -1
 	s.open = s.open[:0]
 	if len(s.index) < len(path.steps) {
 		s.index = make([]int, len(path.steps))
@@ -117,6 +136,7 @@ value: // the one, or on the way to it
 	}
 	if at == len(steps) {
 		s.found = jsonSpan{start: i, kind: kindOf(doc[i])}
+		s.wanted = len(s.values)
 		searches = false
 		if valid && s.found.kind == jsonOther {
 			return true
@@ -127,6 +147,7 @@ value: // the one, or on the way to it
 		if s.found.kind != jsonOther {
 			s.found.end = i
 		}
+		s.note(s.found.start, i)
 		if valid {
 			return true
 		}
@@ -145,6 +166,7 @@ value: // the one, or on the way to it
 		}
 		goto element
 	}
+	s.shapes = false // the next document may have an object here, to go into
 	goto beside
 member:
 	{
@@ -170,8 +192,12 @@ beside: // a value that is not on the way
 	if i >= len(doc) {
 		return false
 	}
-	if i = s.skip(doc, i); i < 0 {
-		return false
+	{
+		start := i
+		if i = s.skip(doc, i); i < 0 {
+			return false
+		}
+		s.note(start, i)
 	}
 after: // a value
 	i = skipSpace(doc, i)
@@ -202,6 +228,16 @@ element:
 		goto value
 	}
 	goto beside
+}
+
+// note is told where each value stands that is none on the way.
+func (s *jsonScan) note(start, end int) {
+	if !s.shapes {
+		return
+	}
+	if s.values = append(s.values, jsonSpan{start: start, end: end}); len(s.values) > shapeValues {
+		s.shapes = false
+	}
 }
 
 // kindOf is the kind of a value that begins with c, if it is one.

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -137,12 +138,27 @@ func BenchmarkJSON(b *testing.B) {
 			_ = gjson.ValidBytes(doc) && gjson.GetBytes(doc, "population").Exists()
 		}
 	})
-	b.Run("scan", func(b *testing.B) {
+	b.Run("scan", func(b *testing.B) { // any document
 		b.SetBytes(int64(len(doc)))
 		var s jsonScan
 		p := compilePath("population")
 		for b.Loop() {
-			s.find(doc, &p, false)
+			s.parse(doc, &p, false)
 		}
 	})
+	// The next of a table, whose documents are all alike, or of two kinds in turn, or each with another member.
+	for _, kinds := range []int{1, 2, 1000} {
+		var docs [][]byte
+		for n := range kinds {
+			docs = append(docs, fmt.Appendf(nil, `{"id%d":%s`, n, doc[len(`{"id":`):]))
+		}
+		b.Run(fmt.Sprintf("kinds=%d", kinds), func(b *testing.B) {
+			b.SetBytes(int64(len(doc)))
+			var s jsonScan
+			p := compilePath("population")
+			for n := 0; b.Loop(); n++ {
+				s.find(docs[n%kinds], &p, false)
+			}
+		})
+	}
 }
