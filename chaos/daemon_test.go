@@ -284,6 +284,8 @@ func TestDev(t *testing.T) {
 	dev("down").must(t)
 	dev("down").must(t)
 	dev("up", "--nodes", "5").refusal(t, 2, "--nodes 3")
+	dev("up", "--tls").refusal(t, 2, "--tls=false")
+	dev("up", "--abacusd", filepath.Join(dir, "none")).refusal(t, 2, "--abacusd")
 
 	// In the foreground, with the data of before, on a port that is taken and then not.
 	taken, err = net.Listen("tcp", reserve.Node(2).Addrs().Peer)
@@ -294,7 +296,11 @@ func TestDev(t *testing.T) {
 	_ = taken.Close()
 	dev("up", "--", "--colour", "red").refusal(t, 1, "unknown flag: --colour", dir) // and the next start is without
 
-	cmd := exec.Command(abacus, "dev", "up", "--dir", dir)
+	newer := filepath.Join(t.TempDir(), "abacusd") // as after an upgrade
+	if err := os.Symlink(abacusd, newer); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(abacus, "dev", "up", "--dir", dir, "--abacusd", newer)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
@@ -316,6 +322,12 @@ func TestDev(t *testing.T) {
 	}
 	if got := command(t, "", abacus, "--addr", port(3), "get", "k"); got.stdout != "v" {
 		t.Errorf("the value of before: %q", got.stdout)
+	}
+	if got := command(t, "", abacus, "dev", "status", "--dir", dir); got.code != 0 {
+		t.Errorf("status on the other program: exit code %d, %s", got.code, got.stderr)
+	}
+	if c, err := proc.Open(dir); err != nil || c.Node(1).CommandLine()[0] != newer { // and the next start is with it, too
+		t.Errorf("another program was asked for: %v, %v", c.Node(1).CommandLine(), err)
 	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

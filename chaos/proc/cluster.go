@@ -120,7 +120,7 @@ type Cluster struct {
 	reserved net.Listener
 
 	// fixed is the cluster as it was created; the processes in it are not kept
-	// up to date, the file is. Only UseArgs changes it after Create or Open.
+	// up to date, the file is. Only UseArgs and UseAbacusd change it after Create or Open.
 	fixed state
 	nodes []*Node
 
@@ -322,12 +322,15 @@ func (c *Cluster) Discard() error {
 }
 
 // UseArgs lets this handle start nodes with other further flags than those in the
-// file; KeepArgs writes them there, once they are known to be good.
+// file; Keep writes them there, once they are known to be good.
 func (c *Cluster) UseArgs(args []string) { c.fixed.Args = args }
 
-// KeepArgs: see UseArgs.
-func (c *Cluster) KeepArgs() error {
-	return c.update(func(st *state) error { st.Args = c.fixed.Args; return nil })
+// UseAbacusd likewise has it start nodes with another program.
+func (c *Cluster) UseAbacusd(path string) { c.fixed.Abacusd = path }
+
+// Keep writes to the file what UseArgs and UseAbacusd were told.
+func (c *Cluster) Keep() error {
+	return c.update(func(st *state) error { st.Args, st.Abacusd = c.fixed.Args, c.fixed.Abacusd; return nil })
 }
 
 // Down says that the whole cluster was stopped on purpose, perhaps by another process.

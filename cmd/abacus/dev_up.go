@@ -50,7 +50,7 @@ kept for the next time if the cluster comes up with them, and replace those of b
 	f.IntVar(&o.replicas, "replicas", 0, "replicas of each shard (default 3, or as many as there are nodes)")
 	f.IntVar(&o.basePort, "base-port", 7400, "node n gets base+n, base+100+n, base+200+n and base+300+n")
 	devDirFlag(cmd, &o.dir)
-	f.StringVar(&o.abacusd, "abacusd", "", "path of abacusd (default: beside abacus, then in PATH)")
+	f.StringVar(&o.abacusd, "abacusd", "", "path of abacusd (default: that of the last start; of a new cluster, beside abacus, then in PATH)")
 	f.BoolVar(&o.detach, "detach", false, "return when the cluster is ready and leave it running")
 	f.BoolVar(&o.tls, "tls", false, "have a new cluster speak TLS on all ports, with certificates made for it")
 	f.DurationVar(&o.wait, "wait", 60*time.Second, "how long the cluster may take to become ready")
@@ -71,7 +71,7 @@ func (o *devUp) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case running == len(c.Nodes()):
 		return fmt.Errorf("the cluster in %s is running already: see it with \"%s\", stop it with \"%s\"", o.dir, devCommand(o.dir, "status"), devCommand(o.dir, "down"))
-	case len(args) > 0 && running > 0:
+	case (len(args) > 0 || o.abacusd != "") && running > 0:
 		return fmt.Errorf("%s of the cluster in %s runs already, with other flags: stop it first, with \"%s\"", plural(int64(running), "node"), o.dir, devCommand(o.dir, "down"))
 	case len(args) > 0:
 		c.UseArgs(args)
@@ -108,7 +108,7 @@ func (o *devUp) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	// Only now: flags with which the nodes do not start shall not come back.
-	if err := c.KeepArgs(); err != nil {
+	if err := c.Keep(); err != nil {
 		return errors.Join(err, c.Stop(devStopGrace))
 	}
 	fmt.Fprintf(info, "ready after %v: every shard has its voters and a leader\n", time.Since(began).Round(100*time.Millisecond))
@@ -178,6 +178,16 @@ func (o *devUp) open(cmd *cobra.Command) (*proc.Cluster, error) {
 			if cmd.Flags().Changed(f.name) && f.want != f.got {
 				return nil, usagef("%s holds a cluster with --%s %d: leave the flag out to start it again, or choose another --dir", o.dir, f.name, f.got)
 			}
+		}
+		if cmd.Flags().Changed("tls") && o.tls != c.TLS() {
+			return nil, usagef("%s holds a cluster with --tls=%v: leave the flag out to start it again, or choose another --dir", o.dir, c.TLS())
+		}
+		if o.abacusd != "" { // the same cluster on another program, as after an upgrade
+			abacusd, err := findAbacusd(o.abacusd)
+			if err != nil {
+				return nil, err
+			}
+			c.UseAbacusd(abacusd)
 		}
 		return c, nil
 	}
