@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -265,6 +266,7 @@ func TestDev(t *testing.T) {
 		}
 	}
 	dev("kill", "2").refusal(t, 1, "not running")
+	dev("up", "--detach", "--abacusd", "/bin/sh").refusal(t, 1, "stop it first")
 	if got := dev("status", "-o", "json"); got.code != 1 || !strings.Contains(got.stdout, `"state": "down"`) {
 		t.Errorf("status with a dead node, exit code %d: %s", got.code, got.stdout)
 	}
@@ -286,6 +288,11 @@ func TestDev(t *testing.T) {
 	dev("up", "--nodes", "5").refusal(t, 2, "--nodes 3")
 	dev("up", "--tls").refusal(t, 2, "--tls=false")
 	dev("up", "--abacusd", filepath.Join(dir, "none")).refusal(t, 2, "--abacusd")
+	if none, err := exec.LookPath("false"); err != nil {
+		t.Fatal(err)
+	} else { // it does not come up, and the next start is without
+		dev("up", "--abacusd", none, "--wait", "2s").refusal(t, 1)
+	}
 
 	// In the foreground, with the data of before, on a port that is taken and then not.
 	taken, err = net.Listen("tcp", reserve.Node(2).Addrs().Peer)
@@ -326,8 +333,17 @@ func TestDev(t *testing.T) {
 	if got := command(t, "", abacus, "dev", "status", "--dir", dir); got.code != 0 {
 		t.Errorf("status on the other program: exit code %d, %s", got.code, got.stderr)
 	}
-	if c, err := proc.Open(dir); err != nil || c.Node(1).CommandLine()[0] != newer { // and the next start is with it, too
-		t.Errorf("another program was asked for: %v, %v", c.Node(1).CommandLine(), err)
+	c, err := proc.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Abacusd() != newer { // the next start is with it, too
+		t.Errorf("%s was asked for, and %s kept", newer, c.Abacusd())
+	}
+	for n := 1; n <= 3; n++ {
+		if args, err := os.ReadFile("/proc/" + strconv.Itoa(c.Node(n).Pid()) + "/cmdline"); err != nil || !strings.HasPrefix(string(args), newer+"\x00") {
+			t.Errorf("n%d runs %q, %v", n, args, err)
+		}
 	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

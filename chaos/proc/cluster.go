@@ -325,6 +325,9 @@ func (c *Cluster) Discard() error {
 // file; Keep writes them there, once they are known to be good.
 func (c *Cluster) UseArgs(args []string) { c.fixed.Args = args }
 
+// Abacusd is the program that this handle starts nodes with.
+func (c *Cluster) Abacusd() string { return c.fixed.Abacusd }
+
 // UseAbacusd likewise has it start nodes with another program.
 func (c *Cluster) UseAbacusd(path string) { c.fixed.Abacusd = path }
 

@@ -32,8 +32,9 @@ func newDevUpCommand() *cobra.Command {
 		Use:   "up [flags] [-- FLAGS FOR EVERY abacusd]",
 		Short: "Start a cluster, or start the one in the directory again with its data",
 		Long: `Start a cluster, or start the one in the directory again with its data. A cluster keeps
-the number of its nodes, shards and replicas and its ports. Flags for abacusd behind -- are
-kept for the next time if the cluster comes up with them, and replace those of before.`,
+the number of its nodes, shards and replicas, its ports, and whether it speaks TLS. Flags for
+abacusd behind --, and another --abacusd, are kept for the next time if the cluster comes up
+with them, and replace those of before.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
 				return fmt.Errorf("dev up takes no arguments, received %s (flags for every abacusd go behind --)", shown(args[0]))
@@ -50,7 +51,7 @@ kept for the next time if the cluster comes up with them, and replace those of b
 	f.IntVar(&o.replicas, "replicas", 0, "replicas of each shard (default 3, or as many as there are nodes)")
 	f.IntVar(&o.basePort, "base-port", 7400, "node n gets base+n, base+100+n, base+200+n and base+300+n")
 	devDirFlag(cmd, &o.dir)
-	f.StringVar(&o.abacusd, "abacusd", "", "path of abacusd (default: that of the last start; of a new cluster, beside abacus, then in PATH)")
+	f.StringVar(&o.abacusd, "abacusd", "", "path of abacusd (default: that which the cluster came up with last; for a new one beside abacus, then in PATH)")
 	f.BoolVar(&o.detach, "detach", false, "return when the cluster is ready and leave it running")
 	f.BoolVar(&o.tls, "tls", false, "have a new cluster speak TLS on all ports, with certificates made for it")
 	f.DurationVar(&o.wait, "wait", 60*time.Second, "how long the cluster may take to become ready")
@@ -71,7 +72,7 @@ func (o *devUp) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case running == len(c.Nodes()):
 		return fmt.Errorf("the cluster in %s is running already: see it with \"%s\", stop it with \"%s\"", o.dir, devCommand(o.dir, "status"), devCommand(o.dir, "down"))
-	case (len(args) > 0 || o.abacusd != "") && running > 0:
+	case len(args) > 0 && running > 0:
 		return fmt.Errorf("%s of the cluster in %s runs already, with other flags: stop it first, with \"%s\"", plural(int64(running), "node"), o.dir, devCommand(o.dir, "down"))
 	case len(args) > 0:
 		c.UseArgs(args)
@@ -182,13 +183,17 @@ func (o *devUp) open(cmd *cobra.Command) (*proc.Cluster, error) {
 		if cmd.Flags().Changed("tls") && o.tls != c.TLS() {
 			return nil, usagef("%s holds a cluster with --tls=%v: leave the flag out to start it again, or choose another --dir", o.dir, c.TLS())
 		}
-		if o.abacusd != "" { // the same cluster on another program, as after an upgrade
-			abacusd, err := findAbacusd(o.abacusd)
-			if err != nil {
-				return nil, err
-			}
-			c.UseAbacusd(abacusd)
+		if o.abacusd == "" {
+			return c, nil
 		}
+		abacusd, err := findAbacusd(o.abacusd)
+		if err != nil || abacusd == c.Abacusd() {
+			return c, err
+		}
+		if running := devRunning(c); running > 0 {
+			return nil, fmt.Errorf("%s of the cluster in %s runs already, with %s: stop it first, with \"%s\"", plural(int64(running), "node"), o.dir, c.Abacusd(), devCommand(o.dir, "down"))
+		}
+		c.UseAbacusd(abacusd) // as after an upgrade
 		return c, nil
 	}
 	if !errors.Is(err, proc.ErrNoCluster) {
