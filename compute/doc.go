@@ -12,7 +12,7 @@
 //	             for work when there is none here and some elsewhere (fetch.go)
 //
 // A record's way through a worker is in functions.go: filter, read, flat_map, map, group, fold; what each does is in
-// filter.go, read.go and jsonscan.go, or an expression's (package expr). What comes of it is a Partial (partial.go, codec.go), which keeps
+// filter.go, read.go, jsonscan.go and jsonshape.go, or an expression's (package expr). What comes of it is a Partial (partial.go, codec.go), which keeps
 // sums and extremes itself and all else in a fold.Table. A program may bring functions of its own: RegisterMap and
 // RegisterFilter, called by its main before it opens a node, make `go:NAME` known to jobs.
 //

@@ -6,8 +6,8 @@ import (
 	"github.com/abacusdb/abacus/compute/marks"
 )
 
-// jsonScan finds the value at a path of a document while it checks that the document is valid: in one pass over its
-// bytes, without recursion (a value may be one long run of brackets) and without allocating. It is as strict as gjson.Valid and
+// jsonScan finds the value at a path of a document while it checks that the document is valid: by the shape of the one before, or else in one pass over its
+// bytes, without recursion (a value may be one long run of brackets). It is as strict as gjson.Valid and
 // finds what gjson.Get finds, which are its judges in the tests. It belongs to one goroutine.
 type jsonScan struct {
 	open  []byte // the brackets that are open on the way to the value
@@ -107,7 +107,7 @@ func (s *jsonScan) find(doc []byte, path *jsonPath, valid bool) bool {
 	if path.shape.find(s, doc, valid) {
 		return true
 	}
-	s.shapes = path.shape.due()
+	s.shapes = path.shape.due(len(doc))
 	if !s.parse(doc, path, valid && !s.shapes) {
 		return false
 	}
@@ -230,7 +230,7 @@ element:
 	goto beside
 }
 
-// note is told where each value stands that is none on the way.
+// note is told where each value stands, but for those that are gone into on the way.
 func (s *jsonScan) note(start, end int) {
 	if !s.shapes {
 		return

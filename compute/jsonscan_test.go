@@ -146,19 +146,25 @@ func BenchmarkJSON(b *testing.B) {
 			s.parse(doc, &p, false)
 		}
 	})
-	// The next of a table, whose documents are all alike, or of two kinds in turn, or each with another member.
-	for _, kinds := range []int{1, 2, 1000} {
-		var docs [][]byte
-		for n := range kinds {
-			docs = append(docs, fmt.Appendf(nil, `{"id%d":%s`, n, doc[len(`{"id":`):]))
-		}
-		b.Run(fmt.Sprintf("kinds=%d", kinds), func(b *testing.B) {
-			b.SetBytes(int64(len(doc)))
-			var s jsonScan
-			p := compilePath("population")
-			for n := 0; b.Loop(); n++ {
-				s.find(docs[n%kinds], &p, false)
+	// The next of a table, whose documents are all alike, or of two kinds in turn, or each with another member; at the beginning, or at the end.
+	for _, end := range []bool{false, true} {
+		for _, kinds := range []int{1, 2, 1000} {
+			var docs [][]byte
+			for n := range kinds {
+				if end {
+					docs = append(docs, fmt.Appendf(nil, `%s,"x%d":1}`, doc[:len(doc)-1], n))
+				} else {
+					docs = append(docs, fmt.Appendf(nil, `{"id%d":%s`, n, doc[len(`{"id":`):]))
+				}
 			}
-		})
+			b.Run(fmt.Sprintf("end=%v/kinds=%d", end, kinds), func(b *testing.B) {
+				b.SetBytes(int64(len(docs[0])))
+				var s jsonScan
+				p := compilePath("population")
+				for n := 0; b.Loop(); n++ {
+					s.find(docs[n%kinds], &p, false)
+				}
+			})
+		}
 	}
 }

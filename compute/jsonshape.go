@@ -17,12 +17,13 @@ import (
 // It belongs to one goroutine.
 type jsonShape struct {
 	gaps   []jsonGap // before each value, and behind the last; none: no shape is known
+	text   []byte    // of all gaps
 	wanted int       // which value is at the path's end, -1 for none
-	// credit is how many documents more may not have it, until it is given up; it grows with those that have.
+	// credit is what it has earned by documents that have it; when it is gone, the shape is given up.
 	credit int
-	// pause is how many documents are read as they come before the next makes a shape, and rest how long the last pause was.
+	vain   int // bytes of the last document that were compared in vain
+	// pause is how many documents are parsed before the next makes a shape, and rest how long the last pause was.
 	pause, rest int
-	text        []byte // of all gaps
 }
 
 // jsonGap is the text before a value.
@@ -34,13 +35,14 @@ type jsonGap struct {
 	long bool
 }
 
-// Documents with more values, or more text between them, make no shape.
 const (
+	// Documents with more values, or more text between them, make no shape.
 	shapeValues = 64
 	shapeText   = 4096
-	// shapeCredit and shapeRest bound what a jsonShape's credit and rest grow to.
-	shapeCredit = 16
-	shapeRest   = 1024
+	// A shape begins with some credit and has at most so much; a pause is of at most so many documents.
+	firstCredit = 4
+	mostCredit  = 16
+	mostRest    = 1024
 )
 
 // find looks through a document of this shape. It says false for any other, valid or not; with valid set, it ends when the value is found.
@@ -50,31 +52,38 @@ func (p *jsonShape) find(s *jsonScan, doc []byte, valid bool) bool {
 	for n := range p.gaps {
 		g := &p.gaps[n]
 		if !g.at(doc, i) {
-			return false
-		}
-		if i += len(g.text); n == len(p.gaps)-1 {
 			break
 		}
+		if i += len(g.text); n == len(p.gaps)-1 {
+			if i != len(doc) {
+				break
+			}
+			p.hit()
+			return true
+		}
 		if i >= len(doc) {
-			return false
+			break
 		}
-		start := i
-		if i = g.skip(s, doc, i); i < 0 {
-			return false
+		wanted := n == p.wanted
+		if wanted {
+			if s.found = (jsonSpan{start: i, kind: kindOf(doc[i])}); valid && s.found.kind == jsonOther {
+				p.hit()
+				return true
+			}
 		}
-		if n == p.wanted {
-			s.found = jsonSpan{start: start, end: i, kind: kindOf(doc[start])}
-			if valid {
+		end := g.skip(s, doc, i)
+		if end < 0 {
+			break
+		}
+		if i = end; wanted {
+			if s.found.end = i; valid {
 				p.hit()
 				return true
 			}
 		}
 	}
-	if len(p.gaps) == 0 || i != len(doc) {
-		return false
-	}
-	p.hit()
-	return true
+	p.vain = i
+	return false
 }
 
 // at says whether the gap's text stands at i.
@@ -109,17 +118,19 @@ func (g *jsonGap) skip(s *jsonScan, doc []byte, i int) int {
 	return s.skip(doc, i)
 }
 
-// hit pays in for a document of this shape: it saved about twice what one costs that is compared in vain.
+// hit pays in for a document of this shape.
 func (p *jsonShape) hit() {
-	p.credit = min(p.credit+2, shapeCredit)
-	p.pause, p.rest = 0, 0
+	if p.credit++; p.credit >= mostCredit { // only then it has paid: one of many shapes has hits, too
+		p.credit, p.pause, p.rest = mostCredit, 0, 0
+	}
 }
 
-// due says whether to make a shape of a document that does not have the known one. Where the documents are of many shapes, most are read as
-// they come: each shape that is of no use has the next made after a longer pause.
-func (p *jsonShape) due() bool {
+// due charges for a document of size bytes that does not have the shape, and says whether to make one of it. To compare up to the first bytes costs
+// about what a document of the shape saves; up to the last, several times that. Where documents are of many shapes, most are parsed at once: each
+// shape that has not paid has the next made after a longer pause.
+func (p *jsonShape) due(size int) bool {
 	if len(p.gaps) > 0 {
-		if p.credit--; p.credit > 0 {
+		if p.credit -= 1 + 3*p.vain/max(size, 1); p.credit > 0 {
 			return false
 		}
 		p.gaps = p.gaps[:0]
@@ -128,14 +139,14 @@ func (p *jsonShape) due() bool {
 		p.pause--
 		return false
 	}
-	p.rest = min(max(2*p.rest, 1), shapeRest)
+	p.rest = min(max(2*p.rest, 1), mostRest)
 	p.pause = p.rest
 	return true
 }
 
 // make takes the shape of a document, of which it keeps nothing, when there is none.
 func (p *jsonShape) make(doc []byte, values []jsonSpan, wanted int) {
-	p.text, p.wanted, p.credit = p.text[:0], wanted, 4
+	p.text, p.wanted, p.credit = p.text[:0], wanted, firstCredit
 	size := len(doc)
 	for _, v := range values {
 		size -= v.end - v.start
