@@ -81,6 +81,9 @@ func TestSim(t *testing.T) {
 	for _, f := range faults {
 		t.Error(f)
 	}
+	if len(faults) == 0 && sum.Scenarios >= 4 && sum.Looks < 4*sum.Scenarios {
+		t.Errorf("%d looks at who serves which slots in %d scenarios: this shows too little", sum.Looks, sum.Scenarios)
+	}
 	// Not of a few: there are scenarios with ten moves of replicas, and most have none.
 	if len(faults) == 0 && sum.Scenarios >= 40 && (sum.Members < sum.Scenarios || sum.Installs < sum.Scenarios || sum.Moves < sum.Scenarios || sum.Moved < sum.Scenarios) {
 		t.Error("too few member changes, installs, transfers or moves: this shows too little")
