@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -283,9 +284,17 @@ func TestTaskFailsOnOneNode(t *testing.T) {
 		})
 		rec := c.run(t.Context(), "n1", sumOf("a/"))
 		wantResult(t, rec, want)
-		first := rec.Shards[0].Tasks[0]
-		if len(first.FailedOn) != 1 || first.FailedOn[0] != "n2" || first.Attempts < 2 || first.Node == "n2" {
-			t.Errorf("first task %+v", first)
+		failed := 0
+		for _, task := range rec.Shards[0].Tasks {
+			if slices.Equal(task.FailedOn, []string{"n2"}) {
+				failed++
+			}
+			if task.Node == "n2" || task.Attempts != 1+len(task.FailedOn) {
+				t.Errorf("task %+v", task)
+			}
+		}
+		if failed == 0 {
+			t.Error("no task has failed on n2")
 		}
 	})
 }

@@ -92,8 +92,8 @@ type action struct {
 
 // schedule decides what to start at the time now. It changes nothing.
 //
-// Tasks without a live attempt come first, in order; each goes to a follower with
-// room, to the leader only if no follower has room. A task does not return to a replica that it
+// Tasks without a live attempt come first; they go to followers with room, to the leader only
+// if no follower has room. A task does not return to a replica that it
 // failed on while another is usable. One small task alone is the leader's: handing it out would take longer than doing it.
 //
 // When none can start, replicas whose nodes ask for work get the tail of the task that has the most left to do, and idle
@@ -129,18 +129,43 @@ type scheduler struct {
 	room     map[*replicaTracker]int
 }
 
-// begin starts tasks that nobody works on.
+// begin starts tasks that nobody works on. Each replica begins at a place of its own in the shard and goes on from there, round its
+// end. So it mostly reads what it read for the job before, which its memory has; were it left to chance, each would come to hold the
+// whole shard.
 func (s *scheduler) begin() (actions []action) {
+	var waiting []*taskState
 	for _, t := range s.tasks {
-		if t.done || len(t.live) > 0 {
-			continue
-		}
-		if r := s.pick(t); r != nil {
-			s.room[r]--
-			actions = append(actions, action{task: t, replica: r})
+		if !t.done && len(t.live) == 0 {
+			waiting = append(waiting, t)
 		}
 	}
-	return actions
+	for {
+		r := s.pick(waiting)
+		if r == nil {
+			return actions
+		}
+		i := s.nearest(waiting, r)
+		s.room[r]--
+		actions = append(actions, action{task: waiting[i], replica: r})
+		waiting = slices.Delete(waiting, i, i+1)
+	}
+}
+
+// nearest is the first task that a replica may have, from its place on. There is one.
+func (s *scheduler) nearest(waiting []*taskState, r *replicaTracker) (nearest int) {
+	from, to := int(s.tasks[0].From), int(s.tasks[0].To)
+	for _, t := range s.tasks {
+		from, to = min(from, int(t.From)), max(to, int(t.To))
+	}
+	slots := to - from + 1
+	place := from + slots*slices.Index(s.replicas, r)/len(s.replicas)
+	least := slots
+	for i, t := range waiting {
+		if d := (int(t.From) - place + slots) % slots; d < least && s.may(t, r) {
+			nearest, least = i, d
+		}
+	}
+	return nearest
 }
 
 // steal cuts, for each node that asks for work, the task that has the most left to do. Tasks with two attempts are not
@@ -254,17 +279,24 @@ func (s *scheduler) medianRate() (bytesPerSecond float64, enough bool) {
 	return rates[len(rates)/2], true
 }
 
-// pick chooses the replica for a task that nobody runs, or none for now.
-func (s *scheduler) pick(t *taskState) *replicaTracker {
-	fresh := func(r *replicaTracker) bool { return !slices.Contains(t.failedOn, r.Node) }
-	untried := slices.ContainsFunc(s.replicas, func(r *replicaTracker) bool { return r.Alive && !r.unpinned && fresh(r) }) // though it may have to wait: for maxQuarantine at most
-	allowed := func(r *replicaTracker) bool { return fresh(r) || !untried }
-	if len(s.tasks) == 1 && t.Records < minTaskRecords {
-		if leader := s.best(func(r *replicaTracker) bool { return r.Leader && allowed(r) }); leader != nil {
+// pick chooses the replica that gets one of the tasks that wait, or none for now.
+func (s *scheduler) pick(waiting []*taskState) *replicaTracker {
+	willing := func(r *replicaTracker) bool {
+		return slices.ContainsFunc(waiting, func(t *taskState) bool { return s.may(t, r) })
+	}
+	if len(s.tasks) == 1 && s.tasks[0].Records < minTaskRecords {
+		if leader := s.best(func(r *replicaTracker) bool { return r.Leader && willing(r) }); leader != nil {
 			return leader
 		}
 	}
-	return s.best(allowed)
+	return s.best(willing)
+}
+
+// may says whether a replica may have a task: one that failed at it only when all others have, those included that have to wait,
+// which is for maxQuarantine at most.
+func (s *scheduler) may(t *taskState, r *replicaTracker) bool {
+	fresh := func(r *replicaTracker) bool { return !slices.Contains(t.failedOn, r.Node) }
+	return fresh(r) || !slices.ContainsFunc(s.replicas, func(r *replicaTracker) bool { return r.Alive && !r.unpinned && fresh(r) })
 }
 
 // pickIdle chooses a replica for a second attempt: one with nothing to do, so
