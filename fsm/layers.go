@@ -277,6 +277,12 @@ func (c *cursor) seek(key []byte) {
 	c.inFile = false
 }
 
+// lacks says that the next key does not begin with prefix, if that can be told by what the file has, without a look at the row. False
+// tells nothing.
+func (c *cursor) lacks(prefix []byte) bool {
+	return c.k != nil && prefixOf(asString(c.k)) < c.least && !bytes.HasPrefix(c.k, prefix)
+}
+
 func (c *cursor) noteLeast() {
 	c.least = math.MaxUint64
 	for i := range c.mem {

@@ -155,11 +155,17 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 	}
 	// One seek per slot that holds anything, but where the keys of the slot before were read to their end and the next one is of this slot.
 	var start []byte
-	on := false // the cursor has come to a row that is not visited yet
+	on := false     // the cursor has come to a row that is not visited yet
+	passed := false // or it is before one of another slot, which nobody has read
 	for slot, _, ok := v.counts.next(int(from)); ok && slot <= to; slot, _, ok = v.counts.next(int(slot) + 1) {
 		start = appendKey(start[:0], slot, prefix)
 		if !on || bytes.Compare(c.key, start) < 0 {
-			c.seek(start)
+			if !passed || bytes.Compare(c.k, start) < 0 {
+				c.seek(start)
+			}
+			if passed = c.lacks(start); passed {
+				continue
+			}
 			on = c.advance()
 		}
 		for ; on && bytes.HasPrefix(c.key, start); on = c.advance() {

@@ -62,6 +62,72 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// A scan of a prefix has what a scan of everything has with that prefix, whichever of memory, a checkpoint that is under way and the file
+// have the keys, and those that are gone.
+func TestScanPrefix(t *testing.T) {
+	cfg := testConfig()
+	hold, held := make(chan struct{}), make(chan struct{})
+	cfg.OnCheckpoint = func() { held <- struct{}{}; <-hold }
+	m := newMachine(t, cfg)
+	rnd := rand.New(rand.NewPCG(1, 7))
+	slots := []uint16{0, 1, 2, 3, 100, 101, 102, 16383}
+	letters := []string{"a", "b", "c", "\x00", "\xff"}
+	text := func(most int) (s string) {
+		for range rnd.IntN(most + 1) {
+			s += letters[rnd.IntN(len(letters))]
+		}
+		return s
+	}
+	change := func(n int) {
+		for range n {
+			c := set(text(3)+".", "v")
+			if rnd.IntN(3) == 0 {
+				c = cmd(command.OpDel, k(text(3)+"."))
+			}
+			m.apply(0, onSlot(c, slots[rnd.IntN(len(slots))]))
+		}
+	}
+	flush := func() <-chan error { // comes back when the checkpoint is under way
+		done := make(chan error, 1)
+		go func() { done <- m.f.Flush() }()
+		<-held
+		return done
+	}
+	found := 0
+	for range 300 {
+		change(rnd.IntN(12))
+		m.apply(0, set("so that there is a checkpoint", "v"))
+		done := flush()
+		change(rnd.IntN(12))
+		v := m.view()
+		for range 20 {
+			from, to, prefix := slots[rnd.IntN(len(slots))], slots[rnd.IntN(len(slots))], text(2)
+			var got, want []string
+			_ = v.Scan(from, to, []byte(prefix), func(slot uint16, key, _ []byte) bool {
+				got = append(got, fmt.Sprintf("%d:%q", slot, key))
+				return true
+			})
+			_ = v.Scan(from, to, nil, func(slot uint16, key, _ []byte) bool {
+				if strings.HasPrefix(string(key), prefix) {
+					want = append(want, fmt.Sprintf("%d:%q", slot, key))
+				}
+				return true
+			})
+			if found += len(want); !slices.Equal(got, want) {
+				t.Fatalf("scan %d-%d %q:\n got %v\nwant %v", from, to, prefix, got, want)
+			}
+		}
+		v.Close()
+		hold <- struct{}{}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found < 10_000 {
+		t.Errorf("only %d keys were there to be found", found)
+	}
+}
+
 // Over all pages every key that stays is seen, whatever else comes and goes
 // between them; over a state at rest every key is seen just once.
 func TestScanPage(t *testing.T) {
