@@ -8,8 +8,10 @@ import (
 const (
 	// defaultTasksPerReplica: several, so that a slow or lost replica costs a part of its share, not all of it.
 	defaultTasksPerReplica = 4
-	// minTaskRecords: below this a task costs more to hand out than to run.
+	// minTaskRecords: a shard of fewer is its leader's task, for to hand it out would take longer than to do it.
 	minTaskRecords = 2048
+	// usefulTaskRecords: below this, tasks are not made smaller so that there are more of them. Each costs as much as reading some 1,200 records.
+	usefulTaskRecords = 32 << 10
 	// maxTaskRecords and maxTaskBytes keep a task near a second of work, so that retries are cheap.
 	maxTaskRecords = 1 << 20
 	maxTaskBytes   = 64 << 20
@@ -83,6 +85,6 @@ func wantedTasks(records, bytes int64, replicas int, spec job.Spec) int {
 	if spec.TasksPerReplica > 0 {
 		return min(spec.TasksPerReplica*replicas, maxTasks)
 	}
-	wanted := min(int64(defaultTasksPerReplica*replicas), records/minTaskRecords)
+	wanted := min(int64(defaultTasksPerReplica*replicas), records/usefulTaskRecords)
 	return int(min(max(wanted, records/maxTaskRecords, bytes/maxTaskBytes, 1), maxTasks))
 }

@@ -63,7 +63,8 @@ func TestPlanCutsEqualShares(t *testing.T) {
 	}{
 		{"nothing", 0, job.Spec{}, 1},
 		{"few records are one task", 0, job.Spec{TasksPerReplica: 4}, 1},
-		{"several for each replica", 10, job.Spec{}, 12},
+		{"several for each replica", 40, job.Spec{}, 12},
+		{"fewer rather than small ones", 10, job.Spec{}, 5},
 		{"as asked", 10, job.Spec{TasksPerReplica: 2}, 6},
 		{"none too large", 1 << 12, job.Spec{}, 64},
 		{"bounded", 1 << 20, job.Spec{}, maxTasks},
