@@ -287,14 +287,14 @@ func TestCancelRunningJob(t *testing.T) {
 					within = saveTick + 200*time.Millisecond // it notices when it saves progress
 				}
 				c.leadJobs("n1")
-				for i := range 20_000 {
+				for i := range 5_000 {
 					c.put(fmt.Sprintf("a/%d", i), "1")
 				}
 				var last atomic.Int64
 				c.hook(func(h *hooks) {
 					h.scan = func(string, uint32, string) error {
 						last.Store(time.Now().UnixNano())
-						time.Sleep(100 * time.Microsecond)
+						time.Sleep(400 * time.Microsecond)
 						return nil
 					}
 				})
