@@ -288,7 +288,7 @@ func TestCancelRunningJob(t *testing.T) {
 				}
 				c.leadJobs("n1")
 				for i := range 5_000 {
-					c.put(fmt.Sprintf("a/%d", i), "1")
+					c.put(fmt.Sprintf("a/%0300d", i), "1") // long enough for a worker to look around several times in a task
 				}
 				var last atomic.Int64
 				c.hook(func(h *hooks) {

@@ -10,8 +10,10 @@ const (
 	defaultTasksPerReplica = 4
 	// minTaskRecords: a shard of fewer is its leader's task, for to hand it out would take longer than to do it.
 	minTaskRecords = 2048
-	// usefulTaskRecords: below this, tasks are not made smaller so that there are more of them. Each costs as much as reading some 1,200 records.
+	// usefulTaskRecords and usefulTaskBytes: a shard of less than several of these has no more tasks than it has of them, for each task
+	// costs what reading some 1,200 records does.
 	usefulTaskRecords = 32 << 10
+	usefulTaskBytes   = 8 << 20
 	// maxTaskRecords and maxTaskBytes keep a task near a second of work, so that retries are cheap.
 	maxTaskRecords = 1 << 20
 	maxTaskBytes   = 64 << 20
@@ -85,6 +87,7 @@ func wantedTasks(records, bytes int64, replicas int, spec job.Spec) int {
 	if spec.TasksPerReplica > 0 {
 		return min(spec.TasksPerReplica*replicas, maxTasks)
 	}
-	wanted := min(int64(defaultTasksPerReplica*replicas), records/usefulTaskRecords)
+	useful := max((records+usefulTaskRecords-1)/usefulTaskRecords, (bytes+usefulTaskBytes-1)/usefulTaskBytes)
+	wanted := min(int64(defaultTasksPerReplica*replicas), useful)
 	return int(min(max(wanted, records/maxTaskRecords, bytes/maxTaskBytes, 1), maxTasks))
 }

@@ -65,6 +65,7 @@ func TestPlanCutsEqualShares(t *testing.T) {
 		{"few records are one task", 0, job.Spec{TasksPerReplica: 4}, 1},
 		{"several for each replica", 40, job.Spec{}, 12},
 		{"fewer rather than small ones", 10, job.Spec{}, 5},
+		{"one of what is useful", 2, job.Spec{}, 1},
 		{"as asked", 10, job.Spec{TasksPerReplica: 2}, 6},
 		{"none too large", 1 << 12, job.Spec{}, 64},
 		{"bounded", 1 << 20, job.Spec{}, maxTasks},
@@ -132,20 +133,24 @@ func TestSchedule(t *testing.T) {
 			return tasks(9), []*replicaTracker{leader(), follower("n2"), follower("n3")}
 		}, []string{"3:n2", "6:n3", "4:n2", "7:n3", "0:n1"}},
 		{"each goes on from its own place", 0, func() ([]*taskState, []*replicaTracker) {
-			ts, l, f, g := tasks(9), leader(), follower("n2"), follower("n3")
+			ts := tasks(9)
 			for _, i := range []int{0, 3, 4, 6, 7} {
 				done(ts[i], 1)
 			}
-			return ts, []*replicaTracker{l, f, g}
+			return ts, []*replicaTracker{leader(), follower("n2"), follower("n3")}
 		}, []string{"5:n2", "8:n3", "1:n2", "2:n3"}},
-		{"round the end of the shard, and past what it may not have", 0, func() ([]*taskState, []*replicaTracker) {
-			ts, g := tasks(9), follower("n3")
+		{"what has failed is not left for last", 0, func() ([]*taskState, []*replicaTracker) {
+			ts := tasks(9)
+			ts[2].failedOn = []string{"n3"}
+			return ts, []*replicaTracker{leader(), follower("n2"), follower("n3")}
+		}, []string{"2:n2", "6:n3", "3:n2", "7:n3", "0:n1"}},
+		{"round the end of the shard", 0, func() ([]*taskState, []*replicaTracker) {
+			ts := tasks(9)
 			for i := 6; i < 9; i++ {
 				done(ts[i], 1)
 			}
-			ts[0].failedOn = []string{"n3"}
-			return ts, []*replicaTracker{leader(), follower("n2"), g}
-		}, []string{"3:n2", "1:n3", "4:n2", "2:n3", "0:n1"}},
+			return ts, []*replicaTracker{leader(), follower("n2"), follower("n3")}
+		}, []string{"3:n2", "0:n3", "4:n2", "1:n3", "2:n1"}},
 		{"its place is there without it, too", 0, func() ([]*taskState, []*replicaTracker) {
 			dead := follower("n2")
 			dead.Alive = false
@@ -369,12 +374,20 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// From job to job a replica mostly gets the tasks that it had before, though no two run equally fast: here by a factor of up to three,
-// each time anew. By chance it would be a third.
+// From job to job a replica mostly gets the tasks that it had before, though they take from one to three milliseconds, each time anew, and
+// their ends are not quite where they were. By chance it would be a third.
 func TestReplicasKeepTheirParts(t *testing.T) {
-	const tasks, jobs = 30, 200
+	for _, tasks := range []int{6, 30} {
+		if share := keptParts(tasks); share < 0.8 {
+			t.Errorf("%.2f of %d tasks were where they were before, want 0.8", share, tasks)
+		}
+	}
+}
+
+func keptParts(tasks int) (share float64) {
+	const jobs = 200
 	rnd := rand.New(rand.NewPCG(1, 2))
-	var last [tasks]string
+	last := make([]string, tasks)
 	kept := 0
 	for n := range jobs {
 		replicas := []*replicaTracker{
@@ -383,8 +396,10 @@ func TestReplicasKeepTheirParts(t *testing.T) {
 			{ReplicaState: ReplicaState{Node: "n3", Alive: true}},
 		}
 		var ts []*taskState
-		for i := range tasks {
-			ts = append(ts, &taskState{Task: Task{ID: i, From: sharding.Slot(100 * i), To: sharding.Slot(100*i + 99), Records: 1e6, Bytes: 1e8}})
+		for i, from := 0, 0; i < tasks; i++ {
+			to := 100*i + 97 + rnd.IntN(6)
+			ts = append(ts, &taskState{Task: Task{ID: i, From: sharding.Slot(from), To: sharding.Slot(to), Records: 1e6, Bytes: 1e8}})
+			from = to + 1
 		}
 		ends := map[*taskState]time.Duration{} // of those under way
 		for now := time.Duration(0); ; {
@@ -413,11 +428,7 @@ func TestReplicasKeepTheirParts(t *testing.T) {
 			last[next.ID] = r.Node
 		}
 	}
-	if share := float64(kept) / tasks / (jobs - 1); share < 0.75 {
-		t.Errorf("%.2f of the tasks were where they were before, want 0.75", share)
-	} else {
-		t.Logf("%.2f of the tasks were where they were before", share)
-	}
+	return float64(kept) / float64(tasks*(jobs-1))
 }
 
 func TestQuarantineGrows(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/abacusdb/abacus/compute/job"
+	"github.com/abacusdb/abacus/sharding"
 )
 
 const (
@@ -134,38 +135,46 @@ type scheduler struct {
 // whole shard.
 func (s *scheduler) begin() (actions []action) {
 	var waiting []*taskState
-	for _, t := range s.tasks {
+	var from, to sharding.Slot
+	for i, t := range s.tasks {
+		if i == 0 || t.From < from {
+			from = t.From
+		}
+		to = max(to, t.To)
 		if !t.done && len(t.live) == 0 {
 			waiting = append(waiting, t)
 		}
 	}
+	span := int(to-from) + 1 // with what other shards have of it
 	for {
 		r := s.pick(waiting)
 		if r == nil {
 			return actions
 		}
-		i := s.nearest(waiting, r)
+		place := int(from) + span*slices.Index(s.replicas, r)/len(s.replicas)
+		i := s.next(waiting, r, place, span)
 		s.room[r]--
 		actions = append(actions, action{task: waiting[i], replica: r})
 		waiting = slices.Delete(waiting, i, i+1)
 	}
 }
 
-// nearest is the first task that a replica may have, from its place on. There is one.
-func (s *scheduler) nearest(waiting []*taskState, r *replicaTracker) (nearest int) {
-	from, to := int(s.tasks[0].From), int(s.tasks[0].To)
-	for _, t := range s.tasks {
-		from, to = min(from, int(t.From)), max(to, int(t.To))
-	}
-	slots := to - from + 1
-	place := from + slots*slices.Index(s.replicas, r)/len(s.replicas)
-	least := slots
+// next is which of the tasks that wait a replica gets: one that has failed elsewhere, or the first one from its place on. It may have one.
+func (s *scheduler) next(waiting []*taskState, r *replicaTracker, place, span int) (next int) {
+	least := span
 	for i, t := range waiting {
-		if d := (int(t.From) - place + slots) % slots; d < least && s.may(t, r) {
-			nearest, least = i, d
+		if !s.may(t, r) {
+			continue
+		}
+		if len(t.failedOn) > 0 {
+			return i // it may be what fails the job, or what all will wait for
+		}
+		// By its middle: a task's ends are a slot earlier or later in each job.
+		if d := ((int(t.From)+int(t.To))/2 - place + span) % span; d < least {
+			next, least = i, d
 		}
 	}
-	return nearest
+	return next
 }
 
 // steal cuts, for each node that asks for work, the task that has the most left to do. Tasks with two attempts are not
@@ -292,8 +301,8 @@ func (s *scheduler) pick(waiting []*taskState) *replicaTracker {
 	return s.best(willing)
 }
 
-// may says whether a replica may have a task: one that failed at it only when all others have, those included that have to wait,
-// which is for maxQuarantine at most.
+// may says whether a replica may have a task: one that failed at it only when all others that live and hold the pin have, those
+// included that have to wait, which is for maxQuarantine at most.
 func (s *scheduler) may(t *taskState, r *replicaTracker) bool {
 	fresh := func(r *replicaTracker) bool { return !slices.Contains(t.failedOn, r.Node) }
 	return fresh(r) || !slices.ContainsFunc(s.replicas, func(r *replicaTracker) bool { return r.Alive && !r.unpinned && fresh(r) })

@@ -3,7 +3,7 @@ package compute
 import (
 	"context"
 	"errors"
-	"strconv"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,7 +18,7 @@ func TestStopReachesWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3, 4)
 		for i := range 10_000 {
-			c.put("a/"+strconv.Itoa(i), "1")
+			c.put(fmt.Sprintf("a/%0300d", i), "1") // long enough for a worker to look around several times in a task
 		}
 		var scanned atomic.Int64
 		c.hook(func(h *hooks) {
@@ -26,7 +26,9 @@ func TestStopReachesWorkers(t *testing.T) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(30*time.Millisecond, cancel)
-		rec := c.run(ctx, "n1", sumOf("a/"))
+		s := sumOf("a/")
+		s.TasksPerReplica = 1
+		rec := c.run(ctx, "n1", s)
 		if rec.State.Finished() || rec.Result != nil {
 			t.Errorf("job %s, result %v", rec.State, rec.Result)
 		}

@@ -280,7 +280,13 @@ func (c *cursor) seek(key []byte) {
 // lacks says that the next key does not begin with prefix, if that can be told by what the file has, without a look at the row. False
 // tells nothing.
 func (c *cursor) lacks(prefix []byte) bool {
-	return c.k != nil && prefixOf(asString(c.k)) < c.least && !bytes.HasPrefix(c.k, prefix)
+	if c.k == nil || prefixOf(asString(c.k)) >= c.least || bytes.HasPrefix(c.k, prefix) {
+		return false
+	}
+	c.inFile = true
+	c.leaves.At(c.k)
+	c.inFile = false
+	return true
 }
 
 func (c *cursor) noteLeast() {

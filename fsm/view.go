@@ -153,10 +153,10 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 		}
 		return
 	}
-	// One seek per slot that holds anything, but where the keys of the slot before were read to their end and the next one is of this slot.
+	// One seek per slot that holds anything, but where the cursor is already at the first key that could be meant.
 	var start []byte
 	on := false     // the cursor has come to a row that is not visited yet
-	passed := false // or it is before one of another slot, which nobody has read
+	passed := false // or it stands, unread, before one behind those that were looked for
 	for slot, _, ok := v.counts.next(int(from)); ok && slot <= to; slot, _, ok = v.counts.next(int(slot) + 1) {
 		start = appendKey(start[:0], slot, prefix)
 		if !on || bytes.Compare(c.key, start) < 0 {
