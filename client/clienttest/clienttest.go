@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/abacusdb/abacus/client"
@@ -76,6 +77,7 @@ type Node struct {
 	listeners []net.Listener
 	conns     map[net.Conn]bool
 	wg        sync.WaitGroup
+	hanging   atomic.Int64
 }
 
 // New starts a cluster whose slots are led in equal parts. It ends with the test.
@@ -203,12 +205,8 @@ func (n *Node) Stop() {
 	n.wg.Wait()
 }
 
-// Conns is how many connections are open.
-func (n *Node) Conns() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.conns)
-}
+// Hanging is how many connections are open on which a command had the fate Hang.
+func (n *Node) Hanging() int { return int(n.hanging.Load()) }
 
 func (n *Node) accept(l net.Listener, cluster bool) {
 	for {
@@ -259,7 +257,8 @@ func (n *Node) serve(nc net.Conn, cluster bool) {
 				return
 			case Hang:
 				w.Flush()
-
+				n.hanging.Add(1)
+				defer n.hanging.Add(-1)
 				for {
 					if _, err := nc.Read(make([]byte, 4096)); err != nil {
 						return
