@@ -83,6 +83,18 @@ func TestPlanCutsEqualShares(t *testing.T) {
 	}
 }
 
+// Few records may be worth several tasks by what they weigh.
+func TestHeavyRecords(t *testing.T) {
+	for _, c := range []struct {
+		bytes int64
+		tasks int
+	}{{usefulTaskBytes, 1}, {usefulTaskBytes + 1, 2}, {5 * usefulTaskBytes, 5}, {100 * usefulTaskBytes, 12}} {
+		if n := wantedTasks(1000, c.bytes, 3, job.Spec{}); n != c.tasks {
+			t.Errorf("%d tasks for 1,000 records of together %d bytes, want %d", n, c.bytes, c.tasks)
+		}
+	}
+}
+
 // A slot that holds nearly everything is a task of its own and leaves the others theirs.
 func TestPlanHotSlot(t *testing.T) {
 	count := func(s sharding.Slot) (int64, int64) {
