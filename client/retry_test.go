@@ -418,8 +418,13 @@ func TestHangingNodeIsLeft(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	// Others may stay: one to its client port for the routes, which it answers, or one for a command that was withdrawn before it went out.
 	eventually(t, "the connections on which the node hangs to be given up", func() bool { return bad.Hanging() == 0 })
+	// Others may stay, to be used again: one whose command was withdrawn before it went out,
+	// one to the client port, which answers. The client knows them all.
+	if err := cl.Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the connections to end with the client", func() bool { return bad.Conns() == 0 })
 }
 
 // Whatever happens to commands, a counter ends at what was acknowledged: nothing is

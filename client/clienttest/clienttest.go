@@ -205,7 +205,14 @@ func (n *Node) Stop() {
 	n.wg.Wait()
 }
 
-// Hanging is how many connections are open on which a command had the fate Hang.
+// Conns is how many connections are open.
+func (n *Node) Conns() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.conns)
+}
+
+// Hanging is how many of them are open on which a command had the fate Hang.
 func (n *Node) Hanging() int { return int(n.hanging.Load()) }
 
 func (n *Node) accept(l net.Listener, cluster bool) {
