@@ -91,6 +91,9 @@ func TestSim(t *testing.T) {
 	if len(faults) == 0 && sum.Scenarios >= 40 && (sum.SlotMoves < 3*sum.Scenarios || sum.SlotsStay < sum.Scenarios/4 || sum.Splits < sum.Scenarios/4 || sum.Freeze == 0) {
 		t.Error("too few moves of slots, moves that were given up, or splits: this shows too little")
 	}
+	if len(faults) == 0 && sum.Scenarios >= 40 && sum.Looks < 10*sum.Scenarios {
+		t.Errorf("%d looks in %d scenarios: usual is twice the floor of ten each", sum.Looks, sum.Scenarios)
+	}
 	if len(faults) == 0 && ctx.Err() != nil {
 		t.Errorf("after %v there were %d operations, %d crashes and %d cuts, want %d, %d and %d", limit, sum.OK, sum.Crashes, sum.Cuts, ops, crashes, cuts)
 	}
