@@ -143,17 +143,21 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 	defer v.f.guard(nil)
 	c := v.layers.cursor(inKeys)
 	defer c.guard()()
-	if len(prefix) == 0 {
-		c.seek(appendKey(nil, from, nil))
-		for c.advance() {
-			slot, key := splitKey(c.key)
-			if slot > to || !fn(slot, key, &c.row) {
-				return
-			}
-		}
+	if len(prefix) > 0 {
+		v.scanPrefix(c, from, to, prefix, fn)
 		return
 	}
-	// One seek per slot that holds anything, but where the cursor is already at the first key that could be meant.
+	c.seek(appendKey(nil, from, nil))
+	for c.advance() {
+		slot, key := splitKey(c.key)
+		if slot > to || !fn(slot, key, &c.row) {
+			return
+		}
+	}
+}
+
+// scanPrefix seeks once in each slot that holds anything, but where the cursor is already at the first key that could be meant.
+func (v *View) scanPrefix(c *cursor, from, to uint16, prefix []byte, fn func(slot uint16, key []byte, r *row) bool) {
 	var start []byte
 	on := false     // the cursor has come to a row that is not visited yet
 	passed := false // or it stands, unread, before one behind those that were looked for
@@ -168,10 +172,11 @@ func (v *View) scan(from, to uint16, prefix []byte, fn func(slot uint16, key []b
 			}
 			on = c.advance()
 		}
-		for ; on && bytes.HasPrefix(c.key, start); on = c.advance() {
+		for on && bytes.HasPrefix(c.key, start) {
 			if !fn(slot, c.key[2:], &c.row) {
 				return
 			}
+			on = c.advance()
 		}
 		if !on { // nor is there anything in a later slot
 			return
