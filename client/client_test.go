@@ -165,7 +165,7 @@ func (c countingConn) Write(b []byte) (int, error) {
 
 func TestBatchesOfManyCommands(t *testing.T) {
 	c := clienttest.New(t, 3)
-	cl := open(t, c, func(cfg *client.Config) { cfg.Stall = 10 * time.Second })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Stall, cfg.Timeout = time.Minute, time.Minute })
 	const n = 20_000
 	cmds := make([]client.Cmd, 0, 2*n)
 	for i := range n {
@@ -288,9 +288,10 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// JobWait with a time-out under the second that it would like to wait: the node
-// holds each answer back as long as it was asked to.
+// JobWait with a time-out under the second that it would like to wait asks the node to
+// answer well before.
 func TestJobWaitWithShortTimeouts(t *testing.T) {
+	const timeout = 700 * time.Millisecond // less than what a poll waits as a rule
 	c := clienttest.New(t, 1)
 	var polls atomic.Int64
 	c.Hook(func(r *clienttest.Request) clienttest.Fate {
@@ -301,7 +302,9 @@ func TestJobWaitWithShortTimeouts(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Duration(ms) * time.Millisecond)
+		if time.Duration(ms)*time.Millisecond > timeout/2 { // or the answer would come too late
+			t.Errorf("it waits for %d ms of %v", ms, timeout)
+		}
 		rec := job.Record{ID: "a", State: job.Running}
 		if polls.Add(1) == 3 {
 			rec.State = job.Succeeded
@@ -310,7 +313,7 @@ func TestJobWaitWithShortTimeouts(t *testing.T) {
 		r.Reply.Bulk(text)
 		return clienttest.Done
 	})
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout, cfg.Stall = timeout, time.Minute })
 	if rec, err := cl.JobWait(t.Context(), "a", nil); err != nil || rec.State != job.Succeeded {
 		t.Errorf("%+v, %v", rec, err)
 	}
@@ -325,7 +328,7 @@ func TestUncertainSaysWhatToDo(t *testing.T) {
 		}
 		return clienttest.Serve
 	})
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 200 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = time.Second })
 	if err := cl.Put(t.Context(), "k", nil); !errors.Is(err, client.ErrUncertain) || !strings.Contains(err.Error(), "read the key") {
 		t.Errorf("put: %v", err)
 	}

@@ -119,7 +119,8 @@ func parseServerError(text string) *ServerError {
 }
 
 // CommandError is a command that this client gave up. Kind is ErrUncertain,
-// ErrUnavailable or ErrClosed; Cause is what the last attempt met.
+// ErrUnavailable or ErrClosed; Cause is what the last attempt met, and the one before if the
+// deadline cut off the last.
 type CommandError struct {
 	Command  string // the command's name
 	Kind     error

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ type call struct {
 	avoid    string // address that failed it last
 	attempts int
 	last     error // what the last attempt met
+	told     error // what the last one met that was not cut off by our own end
 	unsure   bool  // an earlier attempt of it may have been executed
 
 	num        number // of a write
@@ -80,7 +82,7 @@ func (c *Client) runPiece(ctx context.Context, cmds []Cmd, results []Result, pri
 					numbered = append(numbered, p)
 					continue
 				}
-				if p.last = unnumbered(err); errors.Is(err, ErrAuth) || errors.Is(err, ErrNoPermission) {
+				if p.met(ctx, unnumbered(err)); errors.Is(err, ErrAuth) || errors.Is(err, ErrNoPermission) {
 					p.out.Err = p.refused(p.last)
 				} else {
 					p.giveUp(ctx, c)
@@ -227,7 +229,7 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 	lost := false
 	for i, p := range s.calls {
 		p.attempts++
-		p.last = s.err
+		p.met(ctx, s.err)
 		p.avoid = ""
 		if s.err != nil {
 			p.avoid = s.lane.addr
@@ -236,7 +238,7 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 		reply := s.f.replies[i]
 		if text, ok := replyError(reply); ok {
 			server := parseServerError(text)
-			if p.last = server; server.lost() {
+			if p.met(ctx, server); server.lost() {
 				p.avoid, lost = s.lane.addr, true
 			}
 			continue
@@ -246,6 +248,14 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 	if s.err != nil || lost {
 		c.seeds.bad(s.lane.addr)
 		c.refreshSoon()
+	}
+}
+
+// met notes what became of an attempt; nil: it was answered.
+func (p *call) met(ctx context.Context, err error) {
+	p.last = err
+	if ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+		p.told = err
 	}
 }
 
@@ -360,7 +370,7 @@ func (p *call) giveUp(ctx context.Context, c *Client) {
 		if p.last == nil {
 			err.Cause = end
 		} else {
-			err.Cause = &endError{end: end, last: p.last}
+			err.Cause = &endError{end: end, last: p.last, told: cmp.Or(p.told, p.last)}
 		}
 	}
 	p.out.Err = err
@@ -378,11 +388,18 @@ func isRead(c Cmd) bool {
 	return ok && s.read
 }
 
-// endError is why there were no more attempts, and what the last one met.
-type endError struct{ end, last error }
+// endError is why there were no more attempts, and what the last one met. If that is no more than the end itself, told is of the one before.
+type endError struct{ end, last, told error }
 
-func (e *endError) Error() string   { return e.end.Error() + "; the last attempt met: " + e.last.Error() }
-func (e *endError) Unwrap() []error { return []error{e.end, e.last} }
+func (e *endError) Error() string {
+	text := e.end.Error() + "; the last attempt met: " + e.last.Error()
+	if e.told != e.last {
+		text += "; the one before: " + e.told.Error()
+	}
+	return text
+}
+
+func (e *endError) Unwrap() []error { return []error{e.end, e.last, e.told} }
 
 // ask sends one command to one address, once: for the refresh, which has its
 // own order of addresses.

@@ -130,7 +130,7 @@ func TestWaitsForALeader(t *testing.T) {
 func TestGivesUpAtTheDeadline(t *testing.T) {
 	c := clienttest.New(t, 3)
 	c.SetLeader(-1)
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 100 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 500 * time.Millisecond })
 	err := cl.Put(t.Context(), "k", []byte("v"))
 	if !errors.Is(err, client.ErrUnavailable) || !errors.Is(err, client.ErrTimeout) || errors.Is(err, client.ErrUncertain) {
 		t.Errorf("want ErrUnavailable by ErrTimeout, got %v", err)
@@ -143,6 +143,31 @@ func TestGivesUpAtTheDeadline(t *testing.T) {
 	cancel()
 	if err := cl.Put(ctx, "k", nil); !errors.Is(err, context.Canceled) || !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("cancelled before the start: %v", err)
+	}
+}
+
+// Whose last attempt is cut off by the deadline is told of the one before, too: it says what is wrong.
+func TestLastAttemptCutOff(t *testing.T) {
+	c := clienttest.New(t, 1)
+	var asked atomic.Bool
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		switch {
+		case r.Args[0] != "GET":
+			return clienttest.Serve
+		case asked.Swap(true):
+			return clienttest.Hang
+		}
+		r.Reply.Error("TRYAGAIN not yet")
+		return clienttest.Done
+	})
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout, cfg.Stall = 500*time.Millisecond, time.Minute })
+	_, err := cl.Get(t.Context(), "k")
+	var server *client.ServerError
+	if !errors.Is(err, client.ErrUnavailable) || !errors.Is(err, client.ErrTimeout) || !errors.As(err, &server) || server.Code != "TRYAGAIN" {
+		t.Fatalf("got %v", err)
+	}
+	if text := err.Error(); strings.Count(text, "deadline passed") != 2 || !strings.HasSuffix(text, "; the one before: TRYAGAIN not yet") {
+		t.Errorf("it says %q", text)
 	}
 }
 
@@ -160,7 +185,7 @@ func TestRepeatedWriteThatFailsIsUncertain(t *testing.T) {
 		r.Reply.Error("TRYAGAIN later")
 		return clienttest.Done
 	})
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = time.Second })
 	cmd := client.Command("SET", "k", "v")
 	cmd.Repeatable = true
 	if r := cl.DoMulti(t.Context(), []client.Cmd{cmd})[0]; !errors.Is(r.Err, client.ErrUncertain) {
@@ -182,7 +207,7 @@ func TestCancelMayBeUncertain(t *testing.T) {
 		r.Reply.Error("TRYAGAIN later")
 		return clienttest.Done
 	})
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = time.Second })
 	if err := cl.CancelJob(t.Context(), "j1"); !errors.Is(err, client.ErrUncertain) || n.Load() < 2 {
 		t.Errorf("after %d attempts: %v", n.Load(), err)
 	}
@@ -354,7 +379,7 @@ func TestFullNodeIsLeft(t *testing.T) {
 	}
 	// At once, so that the deadline falls into a pause and not between command and line.
 	full, c := fullNode(t, 0), clienttest.New(t, 1)
-	cl := open(t, c, func(cfg *client.Config) { cfg.Addrs, cfg.Timeout = []string{full}, 300*time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Addrs, cfg.Timeout = []string{full}, time.Second })
 	_, err := cl.Incr(t.Context(), "n", 1)
 	if !errors.Is(err, client.ErrUnavailable) || !errors.Is(err, client.ErrTooManyClients) || errors.Is(err, client.ErrUncertain) {
 		t.Errorf("with no other node: %v", err)

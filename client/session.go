@@ -214,7 +214,7 @@ func unnumbered(err error) error {
 	}
 	var end *endError
 	if errors.As(open.Cause, &end) { // the call's own end will be told
-		return end.last
+		return end.told
 	}
 	return open.Cause
 }

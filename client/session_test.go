@@ -204,7 +204,7 @@ func TestNoSession(t *testing.T) {
 		}
 		return clienttest.Serve
 	})
-	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = 300 * time.Millisecond })
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout = time.Second })
 	r := cl.DoMulti(t.Context(), []client.Cmd{client.Command("SET", "k", "w")})
 	if !errors.Is(r[0].Err, client.ErrUnavailable) || errors.Is(r[0].Err, client.ErrUncertain) || !strings.HasPrefix(r[0].Err.Error(), "SET: ") || !strings.Contains(r[0].Err.Error(), "not yet") {
 		t.Errorf("write: %v", r[0].Err)
