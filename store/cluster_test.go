@@ -254,8 +254,17 @@ func TestErrors(t *testing.T) {
 	if _, _, err := l.store.Propose(gone, []command.Command{set("a", "1")}); err != nil && transport.CodeOf(err) != transport.CodeTimeout && transport.CodeOf(err) != transport.CodeUncertain {
 		t.Errorf("context over: %v", err)
 	}
-	c.net.Isolate(l.id)
-	_, _, err = l.store.Propose(bg(t), []command.Command{set("cut", "1")})
+	for range 10 {
+		c.net.Isolate(l.id)
+		_, _, err = l.store.Propose(bg(t), []command.Command{set("cut", "1")})
+		if transport.CodeOf(err) != transport.CodeNotLeader {
+			break
+		}
+		// It stepped down before raft took the entry.
+		c.net.Heal()
+		c.converge()
+		l = c.waitLeader()
+	}
 	if err == nil || transport.Certain(err) {
 		t.Errorf("lost leadership after the entry was logged: %v", err)
 	}

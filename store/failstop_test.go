@@ -211,7 +211,7 @@ func TestFailedLogEndsTheProcess(t *testing.T) {
 	if err := deaths[old].cause(t, old.logPath()); !errors.Is(err, syscall.EIO) {
 		t.Errorf("it died of %v", err)
 	}
-	old.store = nil // dead
+	old.opened(nil) // dead
 	c.put("after", "2")
 	c.want("before", "1")
 	c.want("after", "2")
@@ -260,7 +260,7 @@ func TestFailedStateEndsTheProcess(t *testing.T) {
 	t.Cleanup(func() { // not Close: bbolt keeps its lock over such a failure, and would wait for it for ever
 		_ = n.store.inst.Load().stop(bg(t))
 		n.tr.Close()
-		n.store = nil
+		n.opened(nil)
 	})
 	c.put("k", "v")
 	files, err := filepath.Glob(filepath.Join(c.dir, n.id, stateName, "state-*.db"))

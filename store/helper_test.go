@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,7 +68,8 @@ type node struct {
 	first   bool
 	tr      transport.Transport
 	net     *Net
-	store   *Store
+	store   *Store                // the test's own goroutine's
+	running atomic.Pointer[Store] // the same
 	gate    *gate
 	wal     *wal.WAL // of all its replicas' lives; nil: raft-boltdb
 }
@@ -154,8 +156,8 @@ func (c *cluster) onLeader(what string, f func(*Store) error) {
 	var last error
 	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
-		if l := c.leader(); l != nil {
-			if last = f(l.store); last == nil {
+		if _, s := c.leading(); s != nil {
+			if last = f(s); last == nil {
 				return
 			}
 		}
@@ -166,12 +168,18 @@ func (c *cluster) onLeader(what string, f func(*Store) error) {
 
 // leader returns the node whose replica leads and is ready, or nil.
 func (c *cluster) leader() *node {
+	l, _ := c.leading()
+	return l
+}
+
+// leading is leader, for goroutines beside the test's own, which may stop the node meanwhile.
+func (c *cluster) leading() (*node, *Store) {
 	for _, n := range c.nodes {
-		if n.store != nil && n.store.IsLeader() {
-			return n
+		if s := n.running.Load(); s != nil && s.IsLeader() {
+			return n, s
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func (c *cluster) waitLeader() *node {
@@ -179,6 +187,21 @@ func (c *cluster) waitLeader() *node {
 	var l *node
 	until(c.t, "a leader", func() bool { l = c.leader(); return l != nil })
 	return l
+}
+
+// lead has a node lead, whoever did.
+func (c *cluster) lead(n *node) *node {
+	c.t.Helper()
+	c.onLeader("hand over to "+n.id, func(s *Store) error {
+		if s == n.store {
+			return nil
+		}
+		if err := s.TransferLeadership(bg(c.t), n.replica); err != nil {
+			return err
+		}
+		return errors.New("it does not lead yet")
+	})
+	return n
 }
 
 func (c *cluster) followers() (fs []*node) {
@@ -238,8 +261,14 @@ func (n *node) open() error {
 		n.tr.Close()
 		return err
 	}
-	n.store = s
+	n.opened(s)
 	return nil
+}
+
+// opened says which replica runs; nil: none does.
+func (n *node) opened(s *Store) {
+	n.store = s
+	n.running.Store(s)
 }
 
 // listen opens a real transport.
@@ -274,7 +303,7 @@ func (n *node) stop() {
 	if err := n.store.Close(ctx); err != nil {
 		n.c.t.Errorf("close %s: %v", n.id, err)
 	}
-	n.store = nil
+	n.opened(nil)
 	n.tr.Close()
 	n.net.Close()
 }

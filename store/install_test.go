@@ -312,10 +312,7 @@ func TestEntriesBelowOurSnapshot(t *testing.T) {
 	})
 	c.converge()
 	c.fill("a", 150)
-	l := c.waitLeader()
-	if l != c.nodes[0] {
-		t.Fatalf("%s leads", l.id)
-	}
+	l := c.lead(c.nodes[0]) // who has all the log
 	f := c.followers()[0]
 	c.converge()
 	until(t, "the follower's log to be cut", func() bool {
@@ -477,7 +474,7 @@ func TestCloseDuringInstall(t *testing.T) {
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("Close took %v", took)
 	}
-	f.store = nil
+	f.opened(nil)
 	cancel()
 	if err := <-sent; err == nil {
 		t.Error("the sender believes that it arrived")

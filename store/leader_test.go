@@ -295,7 +295,7 @@ func TestCloseWithHungDisk(t *testing.T) {
 	s := n.store
 	n.gate.release()
 	n.tr.Close()
-	n.store = nil
+	n.opened(nil)
 	<-inst.stopped // now that the disk is back
 	mustClose(t, s.fsm)
 	mustClose(t, s.db)
