@@ -1,6 +1,8 @@
 package compute
 
 import (
+	"slices"
+
 	"github.com/abacusdb/abacus/compute/job"
 	"github.com/abacusdb/abacus/sharding"
 )
@@ -14,6 +16,8 @@ const (
 	// costs what reading some 1,200 records does.
 	usefulTaskRecords = 32 << 10
 	usefulTaskBytes   = 8 << 20
+	// slowTaskRecords takes the place of the former where a record may take milliseconds: what a task costs is nothing to that.
+	slowTaskRecords = 512
 	// maxTaskRecords and maxTaskBytes keep a task near a second of work, so that retries are cheap.
 	maxTaskRecords = 1 << 20
 	maxTaskBytes   = 64 << 20
@@ -87,7 +91,22 @@ func wantedTasks(records, bytes int64, replicas int, spec job.Spec) int {
 	if spec.TasksPerReplica > 0 {
 		return min(spec.TasksPerReplica*replicas, maxTasks)
 	}
-	useful := max((records+usefulTaskRecords-1)/usefulTaskRecords, (bytes+usefulTaskBytes-1)/usefulTaskBytes)
+	few := int64(usefulTaskRecords)
+	if slow(spec) {
+		few = slowTaskRecords
+	}
+	useful := max((records+few-1)/few, (bytes+usefulTaskBytes-1)/usefulTaskBytes)
 	wanted := min(int64(defaultTasksPerReplica*replicas), useful)
 	return int(min(max(wanted, records/maxTaskRecords, bytes/maxTaskBytes, 1), maxTasks))
+}
+
+// slow says that a record may take milliseconds, whatever its size: the spec has an expression, a regular expression or a function that the
+// servers were built with.
+func slow(spec job.Spec) bool {
+	conditions, _ := job.ParseFilter(spec.Filter)
+	m, _ := spec.MapFunc()
+	flat, _ := spec.FlatMapFunc()
+	group, _ := spec.GroupByFunc()
+	return m.Word == job.FuncGo || m.IsExpression() || flat.IsExpression() || group.IsExpression() ||
+		slices.ContainsFunc(conditions, func(c job.Condition) bool { return c.Op == job.FilterRe || c.Op == job.FuncGo || c.Op == job.FuncCEL })
 }

@@ -95,6 +95,31 @@ func TestHeavyRecords(t *testing.T) {
 	}
 }
 
+// Where a record may take milliseconds, few are worth several tasks, too: that one node does them all would be seen.
+func TestSlowRecords(t *testing.T) {
+	for _, c := range []struct {
+		spec job.Spec
+		slow bool
+	}{
+		{job.Spec{Map: "v.size()"}, true},
+		{job.Spec{FlatMap: `v.split(",")`}, true},
+		{job.Spec{Filter: "v.size() > 3"}, true},
+		{job.Spec{Filter: "key prefix a and value re ^x"}, true},
+		{job.Spec{GroupBy: "v.country"}, true},
+		{job.Spec{Map: "go:f"}, true},
+		{job.Spec{Map: "json:a", Filter: "json:b range 1..2 and key prefix c", FlatMap: "", GroupBy: "json:c"}, false},
+		{job.Spec{Map: "len", FlatMap: "words", GroupBy: "lower"}, false},
+	} {
+		want := map[bool]int{true: 12, false: 1}[c.slow]
+		if n := wantedTasks(12*slowTaskRecords, 1000, 3, c.spec); n != want {
+			t.Errorf("%+v: %d tasks for %d records, want %d", c.spec, n, 12*slowTaskRecords, want)
+		}
+	}
+	if n := wantedTasks(slowTaskRecords, 1000, 3, job.Spec{Map: "v.size()"}); n != 1 {
+		t.Errorf("%d tasks for so few that one will do", n)
+	}
+}
+
 // A slot that holds nearly everything is a task of its own and leaves the others theirs.
 func TestPlanHotSlot(t *testing.T) {
 	count := func(s sharding.Slot) (int64, int64) {
@@ -183,6 +208,17 @@ func TestSchedule(t *testing.T) {
 			f.Share, g.Share = 0.05, 0.5
 			return tasks(1), []*replicaTracker{leader(), f, g}
 		}, []string{"0:n3"}},
+		{"a little more is no reason, or all masters would choose the same", 0, func() ([]*taskState, []*replicaTracker) {
+			f, g := follower("n2"), follower("n3")
+			f.Share, g.Share = 0.4, 0.5
+			return tasks(1), []*replicaTracker{leader(), f, g}
+		}, []string{"0:n2"}},
+		{"the first after the leader", 0, func() ([]*taskState, []*replicaTracker) {
+			return tasks(1), []*replicaTracker{follower("n0"), leader(), follower("n2")}
+		}, []string{"0:n2"}},
+		{"round the list", 0, func() ([]*taskState, []*replicaTracker) {
+			return tasks(1), []*replicaTracker{follower("n0"), follower("n00"), leader()}
+		}, []string{"0:n0"}},
 		{"dead followers get nothing", 0, func() ([]*taskState, []*replicaTracker) {
 			dead := follower("n2")
 			dead.Alive = false

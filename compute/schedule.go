@@ -62,6 +62,8 @@ type attempt struct {
 	waited  time.Duration // when it was last heard that it waits for its turn
 	running bool          // the worker has begun with it
 	scanned int64         // bytes
+	records int64
+	share   float64 // of its task, by slots
 }
 
 // replicaTracker is what the master knows of one replica, and what it thinks of it.
@@ -316,14 +318,18 @@ func (s *scheduler) pickIdle(t *taskState) *replicaTracker {
 	})
 }
 
-// best prefers followers to the leader, then the one with the most room, then the one whose node can spare most, then the order given.
+// best prefers followers to the leader, then the one with the most room, then the one whose node can spare twice as much, then the order
+// given, from the leader on: so the masters of many shards with a task each, who do not know of each other, have each node get as many
+// as it leads shards.
 func (s *scheduler) best(allowed func(*replicaTracker) bool) *replicaTracker {
 	var best *replicaTracker
-	for _, r := range s.replicas {
+	after := slices.IndexFunc(s.replicas, func(r *replicaTracker) bool { return r.Leader }) + 1
+	for i := range s.replicas {
+		r := s.replicas[(after+i)%len(s.replicas)]
 		if s.room[r] <= 0 || !allowed(r) {
 			continue
 		}
-		if best == nil || best.Leader && !r.Leader || best.Leader == r.Leader && (s.room[r] > s.room[best] || s.room[r] == s.room[best] && r.Share > best.Share) {
+		if best == nil || best.Leader && !r.Leader || best.Leader == r.Leader && (s.room[r] > s.room[best] || s.room[r] == s.room[best] && r.Share > 2*best.Share) {
 			best = r
 		}
 	}
