@@ -26,6 +26,9 @@ func (r *shardRun) launch(l action) {
 		ctx, cancel = context.WithTimeout(r.ctx, attemptTimeout+time.Duration(t.Records)*attemptPerRecord)
 	}
 	a.cancel = cancel
+	if len(t.live) > 0 {
+		t.report.Backups++
+	}
 	t.live = append(t.live, a)
 	l.replica.inFlight++
 	l.replica.fetches = false
@@ -117,8 +120,9 @@ func (r *shardRun) hear(p progress) {
 	} else { // it waits for its turn, which may take as long as other tasks do
 		a.waited = time.Since(r.start)
 	}
-	a.running, a.scanned = p.reply.Running, p.reply.Bytes
+	a.running, a.scanned, a.records = p.reply.Running, p.reply.Bytes, p.reply.Records
 	r.shorten(a.task, p.reply.To)
+	a.share = max(float64(int(p.reply.At)-int(a.task.From)), 0) / float64(int(a.task.To-a.task.From)+1)
 }
 
 // shorten makes a task of what a worker has left of its own.

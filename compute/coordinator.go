@@ -163,7 +163,7 @@ func (r *jobRound) loop() error {
 		r.rec.Shards[i] = job.ShardReport{Shard: shard}
 		r.wg.Go(func() { r.runShard(i, shard) })
 	}
-	r.progress()
+	r.rec.Sum()
 	save := time.NewTicker(saveTick)
 	defer save.Stop()
 	for pending := len(shards); pending > 0; {
@@ -187,7 +187,7 @@ func (r *jobRound) loop() error {
 				}
 			}
 			r.rec.Shards[u.i] = u.reply.Report
-			r.progress()
+			r.rec.Sum()
 			if r.total.Err() != nil { // there is no answer, whatever the others find
 				return nil
 			}
@@ -241,6 +241,7 @@ func (r *jobRun) conclude(err error) {
 	rec := &r.rec
 	rec.FinishedMillis, rec.RanMillis = r.now().UnixMilli(), r.ranMillis()
 	rec.Cached = len(rec.Shards) > 0 && !slices.ContainsFunc(rec.Shards, func(s job.ShardReport) bool { return !s.Cached })
+	rec.DropRunning()
 	rec.Bytes = rec.Progress.Bytes
 	rec.Records, rec.Filtered, rec.Bad, rec.BadKeys = r.total.Records, r.total.Filtered, r.total.Bad, r.total.BadKeys()
 	var value job.Value
@@ -276,25 +277,6 @@ func codeOf(err error) job.Code {
 		return job.CodeBadRecords
 	}
 	return job.CodeFailed
-}
-
-// progress sums up the shards.
-func (r *jobRun) progress() {
-	p := job.Progress{Shards: len(r.rec.Shards)}
-	for _, s := range r.rec.Shards {
-		if s.Done {
-			p.ShardsDone++
-		}
-		p.Tasks += len(s.Tasks)
-		for _, t := range s.Tasks {
-			if t.Done {
-				p.TasksDone++
-				p.Records += t.Records
-				p.Bytes += t.Bytes
-			}
-		}
-	}
-	r.rec.Progress = p
 }
 
 // runShard asks the shard's master, and its successor if it dies or loses the lead, which goes on from what the shard's log has.

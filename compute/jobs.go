@@ -237,6 +237,7 @@ func (j *Jobs) Cancel(ctx context.Context, id string) error {
 		}
 		rec.State, rec.Code, rec.Error = job.Cancelled, job.CodeCancelled, "cancelled"
 		rec.FinishedMillis = j.now().UnixMilli()
+		rec.DropRunning()
 		rec.Log(j.now(), "cancelled by way of "+j.self)
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -324,6 +325,61 @@ func TestCancelRunningJob(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a job does can be seen before its first task is done: who runs what, how much was read, and about how much of all that is.
+// And of a job that is cancelled nothing of it is left.
+func TestRunningTasksAreSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, 4)
+		c.listen()
+		c.leadJobs("n1")
+		for i := range 4_000 {
+			c.put(fmt.Sprintf("a/%0300d", i), "1")
+		}
+		c.hook(func(h *hooks) {
+			h.scan = func(string, uint32, string) error { time.Sleep(40 * time.Millisecond); return nil }
+		})
+		id := c.submit("n1", sumOf("a/"))
+		last, running := 0.0, 0
+		for range 6 {
+			time.Sleep(2500 * time.Millisecond)
+			rec := c.status(id)
+			p := rec.Progress
+			want := float64(p.Records) / 4000
+			if rec.State != job.Running || p.Share <= last || math.Abs(p.Share-want) > 0.05 || p.Bytes < 300*p.Records {
+				t.Errorf("%s, %+v: the share was %.2f, and of the records it is %.2f", rec.State, p, last, want)
+			}
+			last = p.Share
+			for _, s := range rec.Shards {
+				for _, k := range s.Tasks {
+					if k.Done || k.Share == 0 {
+						continue
+					}
+					if running++; k.Node == "" || k.Role == "" || k.Attempts == 0 || k.Records == 0 || k.Millis < refreshTick.Milliseconds() || k.Share > 1 {
+						t.Errorf("shard %d: %+v", s.Shard, k)
+					}
+				}
+			}
+		}
+		if running < 10 {
+			t.Errorf("%d tasks were seen to run", running)
+		}
+		if err := c.node("n3").jobs.Cancel(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		rec := c.result("n2", id)
+		if rec.State != job.Cancelled {
+			t.Errorf("%s, %+v", rec.State, rec.Progress)
+		}
+		for _, s := range rec.Shards {
+			for _, k := range s.Tasks {
+				if !k.Done && (k.Node != "" || k.Records != 0 || k.Share != 0) {
+					t.Errorf("when it has been cancelled, shard %d: %+v", s.Shard, k)
+				}
+			}
+		}
+	})
 }
 
 func TestCancelQueuedAndFinished(t *testing.T) {

@@ -66,8 +66,9 @@ type shardRun struct {
 	cached   bool      // the answer was known
 	tasks    []*taskState
 	replicas []*replicaTracker
-	attempts int // numbers them
-	pending  int // tasks not done
+	attempts int  // numbers them
+	pending  int  // tasks not done
+	news     bool // since the last publish
 	total    Partial
 	outcomes chan outcome
 	answers  chan progress
@@ -186,6 +187,7 @@ func (r *shardRun) loop() error {
 			r.publish()
 		case p := <-r.answers:
 			r.hear(p)
+			r.news = true
 		case err := <-r.flushed:
 			if r.flushing = false; err != nil && r.ctx.Err() == nil {
 				// The answer is right all the same; only the death of this master would cost more.
@@ -200,6 +202,9 @@ func (r *shardRun) loop() error {
 		case <-refresh.C:
 			if err := r.refresh(); err != nil {
 				return err
+			}
+			if r.news {
+				r.publish()
 			}
 			r.askAll()
 			r.giveUp()
@@ -228,6 +233,7 @@ func (r *shardRun) act() error {
 			r.ask(a.cut, true)
 		} else {
 			r.launch(a)
+			r.news = true
 		}
 	}
 	open := 0
@@ -256,6 +262,7 @@ func (r *shardRun) pinLost() bool {
 
 // publish makes the present state visible to status.
 func (r *shardRun) publish() {
+	r.news = false
 	report := &job.ShardReport{Shard: r.req.Shard, Master: r.m.t.Self(), Index: r.index, Done: r.pending == 0 || r.total.Err() != nil}
 	if r.shard.Pinning() { // or the coordinator may not know these words
 		report.Exact, report.Cached = r.pin.ID != 0 || r.cached, r.cached
@@ -266,7 +273,21 @@ func (r *shardRun) publish() {
 	for _, t := range r.tasks {
 		task := t.report
 		task.FailedOn = append([]string(nil), t.failedOn...)
+		if !t.done {
+			t.tellRunning(&task, time.Since(r.start))
+		}
 		report.Tasks = append(report.Tasks, task)
 	}
 	r.published.Store(report)
+}
+
+// tellRunning adds what is known of the attempt that has come furthest, if one runs.
+func (t *taskState) tellRunning(report *job.TaskReport, now time.Duration) {
+	report.Node, report.Role = "", ""
+	for i, a := range t.live {
+		if i == 0 || a.share > report.Share {
+			report.Node, report.Role = a.replica.Node, a.role
+			report.Records, report.Bytes, report.Share, report.Millis = a.records, a.scanned, a.share, (now - a.started).Milliseconds()
+		}
+	}
 }

@@ -678,27 +678,27 @@ func TestClaimOfAnother(t *testing.T) {
 // A worker that is asked to leave a tail keeps to what it has said.
 func TestCutTask(t *testing.T) {
 	task := &running{at: 10, to: 20, cancel: func(error) {}}
-	if to, _ := task.status(false); to != 20 {
+	if _, to, _ := task.status(false); to != 20 {
 		t.Errorf("to %d", to)
 	}
-	if to, _ := task.status(true); to != 15 {
+	if _, to, _ := task.status(true); to != 15 {
 		t.Errorf("cut at %d", to)
 	}
 	if !task.enter(15, 0, 0) || task.enter(16, 0, 0) {
 		t.Error("slots beyond the cut are scanned")
 	}
-	if to, _ := task.status(true); to != 15 {
+	if _, to, _ := task.status(true); to != 15 {
 		t.Errorf("cut at %d, where it works", to)
 	}
 	task.at = 14
-	if to, _ := task.status(true); to != 14 {
+	if _, to, _ := task.status(true); to != 14 {
 		t.Errorf("cut at %d of 14 to 15", to)
 	}
 	if to := task.finish(); to != 14 {
 		t.Errorf("finished at %d", to)
 	}
 	task.at = 0
-	if to, _ := task.status(true); to != 14 {
+	if _, to, _ := task.status(true); to != 14 {
 		t.Errorf("cut at %d after its end", to)
 	}
 	w := &Worker{tasks: map[taskKey]*running{}}

@@ -210,14 +210,14 @@ func (t *running) finish() sharding.Slot {
 	return t.to
 }
 
-// status is how far the task is; with cut it leaves half of what it has not begun with to others, for good.
-func (t *running) status(cut bool) (to sharding.Slot, begun bool) {
+// status is which slot the task is at and up to which it goes; with cut it leaves half of what it has not begun with to others, for good.
+func (t *running) status(cut bool) (at, to sharding.Slot, begun bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if cut && !t.ended && t.at < t.to {
 		t.to -= (t.to - t.at + 1) / 2
 	}
-	return t.to, t.begun
+	return t.at, t.to, t.begun
 }
 
 // serveStatus tells a master how far a task is.
@@ -232,11 +232,11 @@ func (w *Worker) serveStatus(_ context.Context, _ string, data []byte) ([]byte, 
 	if task == nil {
 		return nil, transport.Errorf(transport.CodeNotFound, "task %d of job %s is not here", req.Task, req.Job)
 	}
-	to, begun := task.status(req.Cut)
+	at, to, begun := task.status(req.Cut)
 	if !begun && task.pin.ID != 0 { // whose master still asks for it
 		w.views.Renew(req.Shard, task.pin)
 	}
-	return encodeMessage(statusReply{To: to, Running: begun, Records: task.records.Load(), Bytes: task.bytes.Load()}, nil)
+	return encodeMessage(statusReply{At: at, To: to, Running: begun, Records: task.records.Load(), Bytes: task.bytes.Load()}, nil)
 }
 
 // run scans the task's slots. A panic in what the job asks for fails the task and not the node: the task has changed nothing. (Damage in the state

@@ -27,7 +27,7 @@ func (p *jobProgress) to(r job.Record) {
 	speed := p.pace.look(now, r)
 	if terminal(p.w) {
 		p.bar.describe("job " + p.id + ": " + speed)
-		p.bar.set(r.Progress.TasksDone, r.Progress.Tasks)
+		p.bar.set(int(1000*shareOf(r.Progress)), 1000)
 		return
 	}
 	if now.Sub(p.last) >= progressEvery {
@@ -41,6 +41,14 @@ func (p *jobProgress) clear() { p.bar.clear() }
 // progressOf says in a line how far a job is.
 func progressOf(r job.Record) string {
 	return fmt.Sprintf("job %s is %s: %d of %d tasks, %d of %d shards, %s records", r.ID, r.State, r.Progress.TasksDone, r.Progress.Tasks, r.Progress.ShardsDone, r.Progress.Shards, count(r.Progress.Records))
+}
+
+// shareOf is how much of the work is done, 0 to 1. An older server tells only of whole tasks.
+func shareOf(p job.Progress) float64 {
+	if p.Share > 0 || p.Tasks == 0 {
+		return min(p.Share, 1)
+	}
+	return float64(p.TasksDone) / float64(p.Tasks)
 }
 
 // pace is how fast a job goes since somebody has begun to look: the clocks of nodes are not compared with this one.
@@ -60,7 +68,7 @@ func (p *pace) look(now time.Time, r job.Record) string {
 		*p = pace{began: now, first: r.Progress, rounds: r.Rounds, epoch: r.Epoch}
 	}
 	took := now.Sub(p.began).Seconds()
-	records, read, tasks := r.Progress.Records-p.first.Records, r.Progress.Bytes-p.first.Bytes, r.Progress.TasksDone-p.first.TasksDone
+	records, read := r.Progress.Records-p.first.Records, r.Progress.Bytes-p.first.Bytes
 	if took <= 0 || records <= 0 {
 		return "no rate yet"
 	}
@@ -68,8 +76,8 @@ func (p *pace) look(now time.Time, r job.Record) string {
 	if read > 0 {
 		out = append(out, byteCount(int64(float64(read)/took))+"/s")
 	}
-	if left := r.Progress.Tasks - r.Progress.TasksDone; tasks > 0 && left >= 0 {
-		eta := time.Duration(float64(left) / float64(tasks) * took * float64(time.Second))
+	if share := shareOf(r.Progress); share-shareOf(p.first) > 0.01 {
+		eta := time.Duration((1 - share) / (share - shareOf(p.first)) * took * float64(time.Second))
 		out = append(out, eta.Round(time.Second).String()+" left")
 	}
 	return strings.Join(out, ", ")

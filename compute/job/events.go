@@ -45,7 +45,7 @@ func Cut(text string) string {
 }
 
 // LogSince gives r, the next version of the record old, the events of old and one for each
-// thing that has changed since: rounds, tasks that failed, masters that were lost, its end.
+// thing that has changed since: rounds, tasks that failed or were slow, masters that were lost, its end.
 func (r *Record) LogSince(old Record, now time.Time) {
 	r.Events, r.EventsOmitted = old.Events, old.EventsOmitted
 	for _, text := range changes(old, *r) {
@@ -59,6 +59,7 @@ func changes(old, r Record) (texts []string) {
 	}
 	texts = append(texts, lostMasters(old, r)...)
 	texts = append(texts, failures(old, r)...)
+	texts = append(texts, backups(old, r)...)
 	if r.State == old.State || !r.State.Finished() {
 		return texts
 	}
@@ -98,24 +99,15 @@ func lostMasters(old, r Record) (texts []string) {
 
 // failures tells for each node which shards' tasks it has failed since, in one line.
 func failures(old, r Record) (texts []string) {
-	type task struct {
-		shard uint32
-		id    int
-	}
 	if old.TasksOmitted > 0 { // who failed before is not known, and would be told again each time
 		return nil
 	}
-	known := map[task][]string{}
-	for _, s := range old.Shards {
-		for _, k := range s.Tasks {
-			known[task{s.Shard, k.ID}] = k.FailedOn
-		}
-	}
+	known := tasksOf(old)
 	tasks, shards := map[string]int{}, map[string][]uint32{}
 	for _, s := range r.Shards {
 		for _, k := range s.Tasks {
 			for _, node := range k.FailedOn {
-				if slices.Contains(known[task{s.Shard, k.ID}], node) {
+				if slices.Contains(known[taskID{s.Shard, k.ID}].FailedOn, node) {
 					continue
 				}
 				if tasks[node]++; !slices.Contains(shards[node], s.Shard) {
@@ -125,13 +117,54 @@ func failures(old, r Record) (texts []string) {
 		}
 	}
 	for _, node := range slices.Sorted(maps.Keys(tasks)) {
-		what := "1 task"
-		if n := tasks[node]; n > 1 {
-			what = fmt.Sprintf("%d tasks", n)
-		}
-		texts = append(texts, fmt.Sprintf("node %s failed %s of %s, which other replicas do", node, what, named("shard", shards[node])))
+		texts = append(texts, fmt.Sprintf("node %s failed %s of %s, which other replicas do", node, numbered(tasks[node]), named("shard", shards[node])))
 	}
 	return texts
+}
+
+// backups tells of tasks that were given to a second node since, because the first was slow.
+func backups(old, r Record) (texts []string) {
+	if old.TasksOmitted > 0 {
+		return nil
+	}
+	known := tasksOf(old)
+	tasks, shards := 0, []uint32(nil)
+	for _, s := range r.Shards {
+		for _, k := range s.Tasks {
+			if k.Backups <= known[taskID{s.Shard, k.ID}].Backups {
+				continue
+			}
+			if tasks++; !slices.Contains(shards, s.Shard) {
+				shards = append(shards, s.Shard)
+			}
+		}
+	}
+	if tasks > 0 {
+		texts = append(texts, fmt.Sprintf("a second node was given %s of %s, for the first was slow", numbered(tasks), named("shard", shards)))
+	}
+	return texts
+}
+
+type taskID struct {
+	shard uint32
+	id    int
+}
+
+func tasksOf(r Record) map[taskID]TaskReport {
+	known := map[taskID]TaskReport{}
+	for _, s := range r.Shards {
+		for _, k := range s.Tasks {
+			known[taskID{s.Shard, k.ID}] = k
+		}
+	}
+	return known
+}
+
+func numbered(tasks int) string {
+	if tasks == 1 {
+		return "1 task"
+	}
+	return fmt.Sprintf("%d tasks", tasks)
 }
 
 // named lists a few ids: "shards 1, 2, 3 and 4 more".

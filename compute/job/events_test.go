@@ -90,6 +90,20 @@ func TestLogSince(t *testing.T) {
 	if got := texts(again); !slices.Equal(got, []string{"asked again: shards 1, 4; shard 1: too much is pinned there"}) {
 		t.Errorf("why a shard was asked again: %q", got)
 	}
+	slow := func(backups ...int) (r Record) {
+		r.State = Running
+		for i, n := range backups {
+			r.Shards = append(r.Shards, ShardReport{Shard: uint32(i), Attempts: 1, Tasks: []TaskReport{{Backups: n}}})
+		}
+		return r
+	}
+	twice := slow(1, 0, 2)
+	twice.LogSince(slow(1, 0, 1), time.UnixMilli(1))
+	thrice := slow(2, 1, 2)
+	thrice.LogSince(twice, time.UnixMilli(2))
+	if got := texts(thrice); !slices.Equal(got, []string{"a second node was given 1 task of shard 2, for the first was slow", "a second node was given 2 tasks of shards 0, 1, for the first was slow"}) {
+		t.Errorf("slow tasks: %q", got)
+	}
 	done := Record{State: Succeeded, Records: 10, Progress: Progress{Tasks: 3, Shards: 2}}
 	done.LogSince(Record{State: Running}, time.UnixMilli(1))
 	if got := texts(done); !slices.Equal(got, []string{"succeeded: 10 records in 3 tasks on 2 shards"}) {

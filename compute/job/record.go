@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // State is where a job stands.
@@ -117,12 +118,54 @@ type Record struct {
 
 // Progress is how far a job has come.
 type Progress struct {
-	Shards     int   `json:"shards"`
-	ShardsDone int   `json:"shards_done"`
-	Tasks      int   `json:"tasks"`
-	TasksDone  int   `json:"tasks_done"`
-	Records    int64 `json:"records"`
-	Bytes      int64 `json:"bytes,omitempty"`
+	Shards     int `json:"shards"`
+	ShardsDone int `json:"shards_done"`
+	Tasks      int `json:"tasks"`
+	TasksDone  int `json:"tasks_done"`
+	// Records and Bytes are what was read, by tasks that still run, too; Share is about how much of the job that is, 0 to 1.
+	Records int64   `json:"records"`
+	Bytes   int64   `json:"bytes,omitempty"`
+	Share   float64 `json:"share,omitempty"`
+}
+
+// Sum makes r.Progress what the shards' reports say. All shards count as equal shares of the job, and the tasks of each as equal shares of it.
+func (r *Record) Sum() {
+	p := Progress{Shards: len(r.Shards)}
+	for _, s := range r.Shards {
+		share := 0.0
+		p.Tasks += len(s.Tasks)
+		for _, t := range s.Tasks {
+			if p.Records, p.Bytes = p.Records+t.Records, p.Bytes+t.Bytes; t.Done {
+				p.TasksDone++
+				t.Share = 1
+			}
+			share += t.Share / float64(len(s.Tasks))
+		}
+		if s.Done {
+			p.ShardsDone++
+			share = 1
+		}
+		p.Share += share / float64(p.Shards)
+	}
+	r.Progress = p
+}
+
+// DropRunning is for a job that ends: tasks whose results were not taken have no node any more, and what they had read does not count.
+func (r *Record) DropRunning() {
+	shards := make([]ShardReport, len(r.Shards))
+	for i, s := range r.Shards {
+		s.Tasks = slices.Clone(s.Tasks)
+		for i := range s.Tasks {
+			if t := &s.Tasks[i]; !t.Done {
+				t.Node, t.Role, t.Records, t.Bytes, t.Millis, t.Share = "", "", 0, 0, 0, 0
+			}
+		}
+		shards[i] = s
+	}
+	r.Shards = shards
+	if r.TasksOmitted == 0 { // else they are not known here, and the last sum stands
+		r.Sum()
+	}
 }
 
 // ShardReport is one shard's part of a job.
@@ -147,7 +190,8 @@ const (
 )
 
 // TaskReport is one task: a run of slots read by one replica. Node and what
-// follows are those of the attempt whose result was taken; of the latest attempt while none was.
+// follows are those of the attempt whose result was taken; while none was, of the one that runs and has come
+// furthest, if any does. A job that has ended has nothing of the latter.
 type TaskReport struct {
 	ID       int      `json:"id"`
 	From     uint16   `json:"from"`
@@ -158,10 +202,13 @@ type TaskReport struct {
 	Index    uint64   `json:"index,omitempty"`
 	Attempts int      `json:"attempts"`
 	FailedOn []string `json:"failed_on,omitempty"`
+	Backups  int      `json:"backups,omitempty"` // attempts that were begun while another was slow
 	Records  int64    `json:"records"`
 	Bytes    int64    `json:"bytes,omitempty"`
 	Bad      int64    `json:"bad,omitempty"`
 	Millis   int64    `json:"ms"`
+	// Share is how much of its slots an attempt that runs has read, 0 to 1.
+	Share float64 `json:"share,omitempty"`
 }
 
 // Err is nil for a job that succeeded, else ErrUnfinished, ErrCancelled or a *FailedError.
