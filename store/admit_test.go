@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm/command"
@@ -60,7 +61,9 @@ const testOverlay = 256 << 10
 // With its own checkpoint held, or a voter's, a leader takes writes until the bound
 // and not beyond: they wait, and are refused with certainty. Reads and system records go on, a new
 // term opens, and so do writes once the checkpoint is written. A dead voter holds nobody up.
-func TestOverlayIsBounded(t *testing.T) {
+func TestOverlayIsBounded(t *testing.T) { synctest.Test(t, testOverlayIsBounded) }
+
+func testOverlayIsBounded(t *testing.T) {
 	d := newDisks()
 	c := newCluster(t, 3, func(n *node, cfg *Config) {
 		cfg.CheckpointBytes, cfg.MaxOverlayBytes, cfg.InitialMmapSize = testOverlay/4, testOverlay, 64<<20
@@ -110,16 +113,16 @@ func TestOverlayIsBounded(t *testing.T) {
 		}
 	}
 
-	t.Run("the leader's", func(t *testing.T) {
+	func() { // the leader's
 		l := c.waitLeader()
 		d.hold(l)
 		fill(t, l, testOverlay)
 		goesOn(t)
 		d.release()
 		c.put("released", "1")
-	})
+	}()
 	c.converge()
-	t.Run("a follower's", func(t *testing.T) {
+	func() { // a follower's
 		f := c.followers()[0]
 		d.hold(f)
 		fill(t, f, testOverlay)
@@ -143,9 +146,9 @@ func TestOverlayIsBounded(t *testing.T) {
 		c.put("without it", "1")
 		c.net.Heal()
 		d.release()
-	})
+	}()
 	c.converge()
-	t.Run("a learner's", func(t *testing.T) {
+	func() { // a learner's
 		l := c.addNode()
 		l.start()
 		c.onLeader("add learner", func(s *Store) error { return s.AddLearner(bg(t), l.replica, l.id) })
@@ -155,14 +158,16 @@ func TestOverlayIsBounded(t *testing.T) {
 		goesOn(t)
 		d.release()
 		c.put("released", "2")
-	})
+	}()
 	c.converge()
 }
 
 // What adds data is refused before the log where there is no room: on the
 // leader's disk, or on so many that no majority has any. The rest of a proposal goes
 // on, in order, and all of it when there is room again.
-func TestFullDisk(t *testing.T) {
+func TestFullDisk(t *testing.T) { synctest.Test(t, testFullDisk) }
+
+func testFullDisk(t *testing.T) {
 	d := newDisks()
 	c := newCluster(t, 3, d.wire)
 	c.put("a", "1")

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -16,7 +17,9 @@ import (
 )
 
 // One replica bootstraps a shard, which has its identity from the first entry on.
-func TestBootstrap(t *testing.T) {
+func TestBootstrap(t *testing.T) { synctest.Test(t, testBootstrap) }
+
+func testBootstrap(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	l := c.waitLeader()
 	if in, ok := l.store.Init(); !ok || in.ClusterID != "test" || in.Shard != 3 {
@@ -36,12 +39,14 @@ func TestBootstrap(t *testing.T) {
 
 // Each leader in turn is cut off and stopped, under load; the others go on, and
 // every acknowledged write is there in the end, also after a restart of all.
-func TestFailover(t *testing.T) {
-	t.Parallel()
+func TestFailover(t *testing.T) { t.Parallel(); synctest.Test(t, testFailover) }
+
+func testFailover(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	var mu sync.Mutex
 	acked := map[string]bool{}
-	ctx, cancel := context.WithCancel(bg(t))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	var wg sync.WaitGroup
 	var stores [3]atomic.Pointer[Store]
 	for i, n := range c.nodes {
@@ -50,6 +55,7 @@ func TestFailover(t *testing.T) {
 	for w := range 4 {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
+				time.Sleep(time.Millisecond) // or virtual time stands still
 				k := fmt.Sprintf("w%d-%d", w, i)
 				for j := range stores {
 					s := stores[j].Load()
@@ -110,8 +116,9 @@ func TestFailover(t *testing.T) {
 
 // A graceful stop hands the leadership over: the next leader is there before an
 // election time-out could have passed.
-func TestHandOver(t *testing.T) {
-	t.Parallel()
+func TestHandOver(t *testing.T) { t.Parallel(); synctest.Test(t, testHandOver) }
+
+func testHandOver(t *testing.T) {
 	c := newCluster(t, 3, func(_ *node, cfg *Config) {
 		cfg.Timing.Heartbeat, cfg.Timing.Election = 2*time.Second, 2*time.Second
 	})
@@ -126,7 +133,9 @@ func TestHandOver(t *testing.T) {
 }
 
 // TransferLeadership moves the leadership to the named replica.
-func TestTransfer(t *testing.T) {
+func TestTransfer(t *testing.T) { synctest.Test(t, testTransfer) }
+
+func testTransfer(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	for range 3 {
@@ -142,7 +151,9 @@ func TestTransfer(t *testing.T) {
 
 // The leader's state hangs in the middle of a batch, its log does not: the others
 // elect, and it does not stand against them until it is well again.
-func TestHeldState(t *testing.T) {
+func TestHeldState(t *testing.T) { synctest.Test(t, testHeldState) }
+
+func testHeldState(t *testing.T) {
 	var held atomic.Pointer[node]
 	hang := make(chan struct{})
 	release := sync.OnceFunc(func() { close(hang) })
@@ -179,19 +190,21 @@ func TestHeldState(t *testing.T) {
 
 // The log's sync is held. On two of three replicas: no write is acknowledged.
 // On one, whichever: all are.
-func TestHeldSync(t *testing.T) {
+func TestHeldSync(t *testing.T) { synctest.Test(t, testHeldSync) }
+
+func testHeldSync(t *testing.T) {
 	c := newCluster(t, 3, func(_ *node, cfg *Config) { cfg.Timing.Stuck = 300 * time.Millisecond })
 	c.converge()
-	t.Run("one follower", func(t *testing.T) {
+	func() { // one follower
 		f := c.followers()[0]
 		f.gate.hold()
 		defer f.gate.release()
 		for i := range 20 {
 			c.put(fmt.Sprintf("one%d", i), "x")
 		}
-	})
+	}()
 	c.converge()
-	t.Run("both followers", func(t *testing.T) {
+	func() { // both followers
 		l := c.waitLeader()
 		for _, f := range c.followers() {
 			f.gate.hold()
@@ -206,10 +219,10 @@ func TestHeldSync(t *testing.T) {
 		if transport.Certain(err) {
 			t.Errorf("%v is certain, yet the entry is in a log", err)
 		}
-	})
+	}()
 	c.converge()
 	// The leader hangs: it must let the others elect, or the shard is dead.
-	t.Run("the leader", func(t *testing.T) {
+	func() { // the leader
 		l := c.waitLeader()
 		l.gate.hold()
 		defer l.gate.release()
@@ -227,13 +240,15 @@ func TestHeldSync(t *testing.T) {
 			}
 			return false
 		})
-	})
+	}()
 	c.converge()
 }
 
 // A leader that is cut off refuses within its lease, what it took before is
 // uncertain, and a follower's refusal names the leader.
-func TestErrors(t *testing.T) {
+func TestErrors(t *testing.T) { synctest.Test(t, testErrors) }
+
+func testErrors(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l := c.waitLeader()
@@ -279,7 +294,9 @@ func TestErrors(t *testing.T) {
 }
 
 // Many proposals at once share entries; each gets its own results.
-func TestBatching(t *testing.T) {
+func TestBatching(t *testing.T) { synctest.Test(t, testBatching) }
+
+func testBatching(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l := c.waitLeader()
@@ -303,8 +320,9 @@ func TestBatching(t *testing.T) {
 }
 
 // A key ends by a log entry soon after its time, and a shard without TTLs writes nothing.
-func TestTTL(t *testing.T) {
-	t.Parallel()
+func TestTTL(t *testing.T) { t.Parallel(); synctest.Test(t, testTTL) }
+
+func testTTL(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	l := c.waitLeader()
 	cmd := set("short", "x")
@@ -339,8 +357,9 @@ func TestTTL(t *testing.T) {
 }
 
 // The shard's clock never runs ahead of real time, however often leaders change.
-func TestClockIsNeverEarly(t *testing.T) {
-	t.Parallel()
+func TestClockIsNeverEarly(t *testing.T) { t.Parallel(); synctest.Test(t, testClockIsNeverEarly) }
+
+func testClockIsNeverEarly(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	began := time.Now() // before the entry at which the clock is read
@@ -365,7 +384,9 @@ func TestClockIsNeverEarly(t *testing.T) {
 }
 
 // OnLeader runs while the replica leads, with its term, and never twice at once.
-func TestOnLeader(t *testing.T) {
+func TestOnLeader(t *testing.T) { synctest.Test(t, testOnLeader) }
+
+func testOnLeader(t *testing.T) {
 	var running, most, runs atomic.Int64
 	terms := make(chan uint64, 100)
 	c := newCluster(t, 3, func(n *node, cfg *Config) {

@@ -155,6 +155,10 @@ func TestHeartbeatsToSeveralPeers(t *testing.T) {
 // TestHungReplicaHoldsUpNoHeartbeat shows that in one message a replica that cannot answer at once, one that is not there and
 // one that can get what is theirs.
 func TestHungReplicaHoldsUpNoHeartbeat(t *testing.T) {
+	synctest.Test(t, testHungReplicaHoldsUpNoHeartbeat)
+}
+
+func testHungReplicaHoldsUpNoHeartbeat(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l, fs := c.waitLeader(), c.followers()

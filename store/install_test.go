@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -52,56 +53,60 @@ func (c *cluster) waitCut(index uint64) {
 func TestLearner(t *testing.T) {
 	for _, way := range []string{"log", "snapshot"} {
 		t.Run(way, func(t *testing.T) {
-			edit := func(n *node, cfg *Config) {
-				if way == "snapshot" {
-					frugal(n, cfg)
+			synctest.Test(t, func(t *testing.T) {
+				edit := func(n *node, cfg *Config) {
+					if way == "snapshot" {
+						frugal(n, cfg)
+					}
 				}
-			}
-			c := newCluster(t, 1, edit)
-			c.fill("before", 120)
-			if way == "snapshot" {
-				c.waitCut(1)
-			}
-			n := c.addNode()
-			l := c.waitLeader().store
-			if err := l.AddLearner(bg(t), n.replica, n.id); err != nil {
-				t.Fatal(err)
-			}
-			if err := l.Promote(bg(t), n.replica, n.id); transport.CodeOf(err) != transport.CodeBusy {
-				t.Errorf("promoted a learner that is not there: %v", err)
-			}
-			if err := l.AddLearner(bg(t), n.replica, "elsewhere"); transport.CodeOf(err) != transport.CodeRefused {
-				t.Errorf("one id on two nodes: %v", err)
-			}
-			n.start()
-			until(t, "the learner to catch up", func() bool { return l.CaughtUp(n.replica) })
-			for range 2 {
+				c := newCluster(t, 1, edit)
+				c.fill("before", 120)
+				if way == "snapshot" {
+					c.waitCut(1)
+				}
+				n := c.addNode()
+				l := c.waitLeader().store
 				if err := l.AddLearner(bg(t), n.replica, n.id); err != nil {
 					t.Fatal(err)
 				}
-				c.onLeader("promote", func(s *Store) error { return s.Promote(bg(t), n.replica, n.id) })
-			}
-			members := l.Status().Members
-			if len(members) != 2 || !members[1].Voter || members[1].Node != n.id || members[1].Match == 0 {
-				t.Errorf("members are %+v", members)
-			}
-			c.converge()
-			if err := l.Remove(bg(t), l.cfg.Replica); transport.CodeOf(err) != transport.CodeRefused {
-				t.Errorf("the leader removed itself: %v", err)
-			}
-			for range 2 {
-				if err := l.Remove(bg(t), n.replica); err != nil {
-					t.Fatal(err)
+				if err := l.Promote(bg(t), n.replica, n.id); transport.CodeOf(err) != transport.CodeBusy {
+					t.Errorf("promoted a learner that is not there: %v", err)
 				}
-			}
-			n.kill()
-			c.put("alone", "x")
+				if err := l.AddLearner(bg(t), n.replica, "elsewhere"); transport.CodeOf(err) != transport.CodeRefused {
+					t.Errorf("one id on two nodes: %v", err)
+				}
+				n.start()
+				until(t, "the learner to catch up", func() bool { return l.CaughtUp(n.replica) })
+				for range 2 {
+					if err := l.AddLearner(bg(t), n.replica, n.id); err != nil {
+						t.Fatal(err)
+					}
+					c.onLeader("promote", func(s *Store) error { return s.Promote(bg(t), n.replica, n.id) })
+				}
+				members := l.Status().Members
+				if len(members) != 2 || !members[1].Voter || members[1].Node != n.id || members[1].Match == 0 {
+					t.Errorf("members are %+v", members)
+				}
+				c.converge()
+				if err := l.Remove(bg(t), l.cfg.Replica); transport.CodeOf(err) != transport.CodeRefused {
+					t.Errorf("the leader removed itself: %v", err)
+				}
+				for range 2 {
+					if err := l.Remove(bg(t), n.replica); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n.kill()
+				c.put("alone", "x")
+			})
 		})
 	}
 }
 
 // A change decided on an old configuration is refused.
-func TestMembershipConflict(t *testing.T) {
+func TestMembershipConflict(t *testing.T) { synctest.Test(t, testMembershipConflict) }
+
+func testMembershipConflict(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	l := c.waitLeader().store
 	old := l.machine.conf.Load()
@@ -116,7 +121,9 @@ func TestMembershipConflict(t *testing.T) {
 
 // A replica that was away while the log was cut gets a snapshot, goes on from
 // its log afterwards, and keeps all of it over a restart.
-func TestCatchUpBySnapshot(t *testing.T) {
+func TestCatchUpBySnapshot(t *testing.T) { synctest.Test(t, testCatchUpBySnapshot) }
+
+func testCatchUpBySnapshot(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.converge()
 	for round := range 2 {
@@ -163,8 +170,9 @@ func TestOverTCP(t *testing.T) {
 // they need a snapshot to bring the first one back. Its old entries must be gone
 // (hazard R5): also when it then leads, and from its disk. Its log ended above the
 // snapshot, so raft would ask for that snapshot for ever (R24).
-func TestNoGhostsAfterInstall(t *testing.T) {
-	t.Parallel()
+func TestNoGhostsAfterInstall(t *testing.T) { t.Parallel(); synctest.Test(t, testNoGhostsAfterInstall) }
+
+func testNoGhostsAfterInstall(t *testing.T) {
 	c := newCluster(t, 3, func(n *node, cfg *Config) {
 		frugal(n, cfg)
 		if n.first {
@@ -228,7 +236,9 @@ func TestNoGhostsAfterInstall(t *testing.T) {
 // Entries of a term above their sender's come from a replication that outlived
 // its leadership. They are refused: once appended, the log would be of a term that
 // this replica never stored, and its next start would look as if its votes were lost.
-func TestEntriesOfALaterTerm(t *testing.T) {
+func TestEntriesOfALaterTerm(t *testing.T) { synctest.Test(t, testEntriesOfALaterTerm) }
+
+func testEntriesOfALaterTerm(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l, f := c.waitLeader(), c.followers()[0]
@@ -254,7 +264,9 @@ func TestEntriesOfALaterTerm(t *testing.T) {
 
 // An install that this replica had before, or that comes late, is acknowledged
 // and changes nothing (hazard R23).
-func TestStaleInstall(t *testing.T) {
+func TestStaleInstall(t *testing.T) { synctest.Test(t, testStaleInstall) }
+
+func testStaleInstall(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.fill("a", 60)
 	c.converge()
@@ -303,7 +315,9 @@ func TestStaleInstall(t *testing.T) {
 
 // A leader that has not heard our answers asks for entries that we have taken, made a snapshot of and cut out of the log. It is told yes: with no, it would send
 // a snapshot that lies below ours, and ask for the same again, for as long as it leads.
-func TestEntriesBelowOurSnapshot(t *testing.T) {
+func TestEntriesBelowOurSnapshot(t *testing.T) { synctest.Test(t, testEntriesBelowOurSnapshot) }
+
+func testEntriesBelowOurSnapshot(t *testing.T) {
 	c := newCluster(t, 3, func(n *node, cfg *Config) {
 		frugal(n, cfg)
 		if n.first {
@@ -415,7 +429,9 @@ func TestAfterSnapshot(t *testing.T) {
 }
 
 // A sender that gives up in the middle leaves the receiver as it was, free to go on.
-func TestBrokenInstall(t *testing.T) {
+func TestBrokenInstall(t *testing.T) { synctest.Test(t, testBrokenInstall) }
+
+func testBrokenInstall(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	c.converge()
 	l, f := c.waitLeader(), c.followers()[0]
@@ -471,7 +487,7 @@ func TestCloseDuringInstall(t *testing.T) {
 	if err := f.store.Close(bg(t)); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > patience/2 {
 		t.Errorf("Close took %v", took)
 	}
 	f.opened(nil)
@@ -581,7 +597,9 @@ func TestReconcile(t *testing.T) {
 }
 
 // A replica whose log and votes are gone must not come back under its name.
-func TestLostLog(t *testing.T) {
+func TestLostLog(t *testing.T) { synctest.Test(t, testLostLog) }
+
+func testLostLog(t *testing.T) {
 	for _, first := range []bool{false, true} {
 		c := newCluster(t, 1, nil)
 		c.put("a", "b")
@@ -599,7 +617,9 @@ func TestLostLog(t *testing.T) {
 
 // The same when it had taken a snapshot, of a replica that its leader still
 // knows: it would be given its entries again, and vote in terms that it has voted in.
-func TestLostLogAfterSnapshot(t *testing.T) {
+func TestLostLogAfterSnapshot(t *testing.T) { synctest.Test(t, testLostLogAfterSnapshot) }
+
+func testLostLogAfterSnapshot(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("a", 60)
 	f := c.followers()[0]
@@ -616,7 +636,9 @@ func TestLostLogAfterSnapshot(t *testing.T) {
 }
 
 // Bootstrapping goes on where a crash interrupted it.
-func TestBootstrapAfterCrash(t *testing.T) {
+func TestBootstrapAfterCrash(t *testing.T) { synctest.Test(t, testBootstrapAfterCrash) }
+
+func testBootstrapAfterCrash(t *testing.T) {
 	c := newCluster(t, 0, nil)
 	n := c.addNode()
 	dir := n.config().Dir

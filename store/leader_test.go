@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -146,7 +147,9 @@ func TestQueueModel(t *testing.T) {
 // While its main loop waits for the disk, a follower answers heartbeats, so that
 // its leader keeps its lease and nobody calls an election; but only those of its
 // own term, and none while a higher term is being written (hazard R22).
-func TestFastHeartbeat(t *testing.T) {
+func TestFastHeartbeat(t *testing.T) { synctest.Test(t, testFastHeartbeat) }
+
+func testFastHeartbeat(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l, f := c.waitLeader(), c.followers()[0]
@@ -179,7 +182,9 @@ func TestFastHeartbeat(t *testing.T) {
 
 // A raft that refuses entries for ever, for a transfer that does not end, is
 // restarted.
-func TestWedgedTransfer(t *testing.T) {
+func TestWedgedTransfer(t *testing.T) { synctest.Test(t, testWedgedTransfer) }
+
+func testWedgedTransfer(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	n := c.waitLeader()
 	c.put("a", "1")
@@ -194,7 +199,9 @@ func TestWedgedTransfer(t *testing.T) {
 }
 
 // Who finds an instance broken that was replaced meanwhile does not hit its successor.
-func TestLateReopenSparesSuccessor(t *testing.T) {
+func TestLateReopenSparesSuccessor(t *testing.T) { synctest.Test(t, testLateReopenSparesSuccessor) }
+
+func testLateReopenSparesSuccessor(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	n := c.nodes[0]
 	replaced := func(old *instance) (in *instance) {
@@ -282,7 +289,7 @@ func TestCloseWithHungDisk(t *testing.T) {
 	n := c.waitLeader()
 	inst := n.store.inst.Load()
 	n.gate.hold()
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if _, _, err := n.store.Propose(ctx, []command.Command{set("a", "1")}); transport.CodeOf(err) != transport.CodeUncertain {
 		t.Errorf("propose: %v", err)
@@ -302,7 +309,9 @@ func TestCloseWithHungDisk(t *testing.T) {
 }
 
 // Status tells a leader's view of its followers, and a follower's of its leader.
-func TestStatus(t *testing.T) {
+func TestStatus(t *testing.T) { synctest.Test(t, testStatus) }
+
+func testStatus(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l, f := c.waitLeader(), c.followers()[0]

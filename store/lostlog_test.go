@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"github.com/hashicorp/raft"
 
@@ -15,7 +16,9 @@ import (
 
 // Whatever is wrong with the log's file, the replica does not come back under its
 // name, though its state never was durable and cannot tell that there was a log.
-func TestRepairLogNeverVotesAgain(t *testing.T) {
+func TestRepairLogNeverVotesAgain(t *testing.T) { synctest.Test(t, testRepairLogNeverVotesAgain) }
+
+func testRepairLogNeverVotesAgain(t *testing.T) {
 	c := newCluster(t, 3, func(_ *node, cfg *Config) { cfg.WAL = nil })
 	c.fill("k", 30)
 	c.converge()
@@ -39,24 +42,22 @@ func TestRepairLogNeverVotesAgain(t *testing.T) {
 		"a flipped bit":  func(b []byte) []byte { b[bytes.LastIndex(b, []byte("k17"))] ^= 1; return flipAll(b, "k17", "k57") },
 		"another's file": func(b []byte) []byte { return flipAll(b, "shard-3/"+f.replica, "shard-3/n9.1") },
 	} {
-		t.Run(name, func(t *testing.T) {
-			b := damage(bytes.Clone(sound))
-			if b == nil {
-				err = os.Remove(path)
-			} else {
-				err = os.WriteFile(path, b, 0o600)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			err := f.open()
-			if DamageOf(err) != DamageLog {
-				t.Errorf("open: %v", err)
-			}
-			if err == nil {
-				f.kill()
-			}
-		})
+		b := damage(bytes.Clone(sound))
+		if b == nil {
+			err = os.Remove(path)
+		} else {
+			err = os.WriteFile(path, b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err := f.open()
+		if DamageOf(err) != DamageLog {
+			t.Errorf("open, %s: %v", name, err)
+		}
+		if err == nil {
+			f.kill()
+		}
 	}
 	// The file as it was: it was never about the test.
 	if err := os.WriteFile(path, sound, 0o600); err != nil {
@@ -71,7 +72,9 @@ func flipAll(b []byte, from, to string) []byte {
 }
 
 // A crash while the file of log and votes was being made leaves a replica that never was one.
-func TestRepairUnbornLog(t *testing.T) {
+func TestRepairUnbornLog(t *testing.T) { synctest.Test(t, testRepairUnbornLog) }
+
+func testRepairUnbornLog(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	n := c.addNode()
 	if err := os.Mkdir(n.config().Dir, 0o700); err != nil {
@@ -122,7 +125,9 @@ func TestRepairTermFell(t *testing.T) {
 
 // A replica whose node's log was made anew, or is another node's, does not come back under its
 // name; with the other kind of log it is told so.
-func TestRepairOtherLog(t *testing.T) {
+func TestRepairOtherLog(t *testing.T) { synctest.Test(t, testRepairOtherLog) }
+
+func testRepairOtherLog(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.fill("k", 30)
 	f := c.followers()[0]
@@ -153,7 +158,9 @@ func TestRepairOtherLog(t *testing.T) {
 
 // Each page of the log's file in turn gets a flipped byte: the start refuses it, or
 // the byte did not matter. It never hangs, faults, or takes an entry that is not what was written.
-func TestRepairLogEveryPage(t *testing.T) {
+func TestRepairLogEveryPage(t *testing.T) { synctest.Test(t, testRepairLogEveryPage) }
+
+func testRepairLogEveryPage(t *testing.T) {
 	dir := t.TempDir()
 	self := address{3, "n1.1"}
 	path := filepath.Join(dir, logName)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/abacusdb/abacus/transport"
@@ -10,7 +11,9 @@ import (
 
 // TestRemoveWaitsForLaggard shows that a voter is not removed while, of those that would stay, no majority has the present
 // members in its log: with the leader gone, the laggard and one that it does not know would refuse each other for ever.
-func TestRemoveWaitsForLaggard(t *testing.T) {
+func TestRemoveWaitsForLaggard(t *testing.T) { synctest.Test(t, testRemoveWaitsForLaggard) }
+
+func testRemoveWaitsForLaggard(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.converge()
 	l, fs := c.waitLeader(), c.followers()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/abacusdb/abacus/fsm"
@@ -26,7 +27,9 @@ func (c *cluster) pin(id *uint64) (index uint64) {
 
 // Every replica of a group shows the same state for a pin, whatever is written meanwhile, whoever leads, and however far behind a replica is. One that gets a
 // snapshot past the pin has none, and says so; those that it had before, it keeps.
-func TestPinsOfAGroup(t *testing.T) {
+func TestPinsOfAGroup(t *testing.T) { synctest.Test(t, testPinsOfAGroup) }
+
+func testPinsOfAGroup(t *testing.T) {
 	c := newCluster(t, 3, func(n *node, cfg *Config) {
 		frugal(n, cfg)
 		cfg.InitialMmapSize = 64 << 20
@@ -40,9 +43,10 @@ func TestPinsOfAGroup(t *testing.T) {
 	for g := range 2 {
 		writers.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				if l := c.leader(); l != nil {
+				time.Sleep(time.Millisecond) // or virtual time stands still
+				if _, s := c.leading(); s != nil {
 					within, cancel := context.WithTimeout(ctx, time.Second)
-					_, _, _ = l.store.Propose(within, []command.Command{set(fmt.Sprintf("w%d-%d", g, i%300), fmt.Sprint(i))})
+					_, _, _ = s.Propose(within, []command.Command{set(fmt.Sprintf("w%d-%d", g, i%300), fmt.Sprint(i))})
 					cancel()
 				}
 			}

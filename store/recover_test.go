@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"github.com/hashicorp/raft"
 
@@ -86,40 +87,42 @@ func closedConfig(n *node) Config {
 func TestRecover(t *testing.T) {
 	for _, way := range []string{"log", "snapshot"} {
 		t.Run(way, func(t *testing.T) {
-			edit := func(n *node, cfg *Config) {
-				if way == "snapshot" {
-					frugal(n, cfg)
+			synctest.Test(t, func(t *testing.T) {
+				edit := func(n *node, cfg *Config) {
+					if way == "snapshot" {
+						frugal(n, cfg)
+					}
 				}
-			}
-			c, left := recoverable(t, edit)
-			was, err := Inspect(closedConfig(left))
-			if err != nil || len(was.Voters) != 3 || was.Empty || was.LastIndex < was.Applied+41 { // above it, if the last entries are in no checkpoint yet
-				t.Fatalf("%+v, %v", was, err)
-			}
-			to := Heir{Replica: "n9.1000000000", Dir: filepath.Join(c.dir, "heir"), Term: was.Term + 7}
-			if err := Recover(closedConfig(left), to); err != nil {
-				t.Fatal(err)
-			}
-			n := c.heir(left, to)
-			if l := c.waitLeader(); l != n {
-				t.Fatalf("%s leads", l.replica)
-			}
-			st := n.store.Status()
-			if st.Term <= to.Term || len(st.Members) != 1 || st.Members[0].Replica != to.Replica || !st.Members[0].Voter {
-				t.Errorf("term %d, members %+v", st.Term, st.Members)
-			}
-			c.wantAcknowledged()
-			// It can be restarted, and others can join it.
-			n.kill()
-			n.start()
-			c.waitLeader()
-			c.put("after", "x")
-			other := &node{c: c, id: "n7", replica: "n7.1000000001"}
-			c.nodes = append(c.nodes, other)
-			other.start()
-			c.join(other)
-			c.converge()
-			c.wantAcknowledged()
+				c, left := recoverable(t, edit)
+				was, err := Inspect(closedConfig(left))
+				if err != nil || len(was.Voters) != 3 || was.Empty || was.LastIndex < was.Applied+41 { // above it, if the last entries are in no checkpoint yet
+					t.Fatalf("%+v, %v", was, err)
+				}
+				to := Heir{Replica: "n9.1000000000", Dir: filepath.Join(c.dir, "heir"), Term: was.Term + 7}
+				if err := Recover(closedConfig(left), to); err != nil {
+					t.Fatal(err)
+				}
+				n := c.heir(left, to)
+				if l := c.waitLeader(); l != n {
+					t.Fatalf("%s leads", l.replica)
+				}
+				st := n.store.Status()
+				if st.Term <= to.Term || len(st.Members) != 1 || st.Members[0].Replica != to.Replica || !st.Members[0].Voter {
+					t.Errorf("term %d, members %+v", st.Term, st.Members)
+				}
+				c.wantAcknowledged()
+				// It can be restarted, and others can join it.
+				n.kill()
+				n.start()
+				c.waitLeader()
+				c.put("after", "x")
+				other := &node{c: c, id: "n7", replica: "n7.1000000001"}
+				c.nodes = append(c.nodes, other)
+				other.start()
+				c.join(other)
+				c.converge()
+				c.wantAcknowledged()
+			})
 		})
 	}
 }
@@ -128,37 +131,41 @@ func TestRecover(t *testing.T) {
 func TestRecoverAgainAfterCrash(t *testing.T) {
 	for crash := range 6 {
 		t.Run(fmt.Sprintf("after step %d", crash), func(t *testing.T) {
-			c, left := recoverable(t, nil)
-			to := Heir{Replica: "n9.1000000000", Dir: filepath.Join(c.dir, "heir"), Term: 50}
-			in := &inheritance{cfg: closedConfig(left), to: to, staging: to.Dir + ".recovering"}
-			steps, err := in.steps()
-			if err != nil || len(steps) != 5 {
-				t.Fatalf("%d steps, %v", len(steps), err)
-			}
-			for _, step := range steps[:crash] {
-				if err := step(); err != nil {
-					t.Fatal(err)
+			synctest.Test(t, func(t *testing.T) {
+				c, left := recoverable(t, nil)
+				to := Heir{Replica: "n9.1000000000", Dir: filepath.Join(c.dir, "heir"), Term: 50}
+				in := &inheritance{cfg: closedConfig(left), to: to, staging: to.Dir + ".recovering"}
+				steps, err := in.steps()
+				if err != nil || len(steps) != 5 {
+					t.Fatalf("%d steps, %v", len(steps), err)
 				}
-			}
-			for range 2 { // and once more when it is over
-				if err := Recover(closedConfig(left), to); err != nil {
-					t.Fatal(err)
+				for _, step := range steps[:crash] {
+					if err := step(); err != nil {
+						t.Fatal(err)
+					}
 				}
-			}
-			if left, _ := filepath.Glob(to.Dir + ".recovering"); len(left) > 0 {
-				t.Errorf("left behind: %v", left)
-			}
-			c.heir(left, to)
-			if l := c.waitLeader(); l.store.Status().Term <= 50 {
-				t.Errorf("term %d", l.store.Status().Term)
-			}
-			c.wantAcknowledged()
+				for range 2 { // and once more when it is over
+					if err := Recover(closedConfig(left), to); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if left, _ := filepath.Glob(to.Dir + ".recovering"); len(left) > 0 {
+					t.Errorf("left behind: %v", left)
+				}
+				c.heir(left, to)
+				if l := c.waitLeader(); l.store.Status().Term <= 50 {
+					t.Errorf("term %d", l.store.Status().Term)
+				}
+				c.wantAcknowledged()
+			})
 		})
 	}
 }
 
 // What holds nothing, or is damaged, is no heir's.
-func TestRecoverRefuses(t *testing.T) {
+func TestRecoverRefuses(t *testing.T) { synctest.Test(t, testRecoverRefuses) }
+
+func testRecoverRefuses(t *testing.T) {
 	c, left := recoverable(t, nil)
 	to := Heir{Replica: "n9.1000000000", Dir: filepath.Join(c.dir, "heir")}
 	nowhere := closedConfig(left)
@@ -182,7 +189,9 @@ func TestRecoverRefuses(t *testing.T) {
 }
 
 // A group of the old configuration that lives on without the survivor can neither count its heir for a majority nor give it entries, in whichever term.
-func TestRecoverIsOutOfReach(t *testing.T) {
+func TestRecoverIsOutOfReach(t *testing.T) { synctest.Test(t, testRecoverIsOutOfReach) }
+
+func testRecoverIsOutOfReach(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.fill("k", 20)
 	c.converge()

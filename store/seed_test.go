@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/abacusdb/abacus/fsm"
 	"github.com/abacusdb/abacus/fsm/command"
@@ -96,7 +98,9 @@ func (n *node) onDisk() string {
 
 // A replica whose state is damaged takes it from a peer, under load, and is who it
 // was: same log, same term, same vote. From the leader and from a follower.
-func TestRepairStateUnderLoad(t *testing.T) {
+func TestRepairStateUnderLoad(t *testing.T) { synctest.Test(t, testRepairStateUnderLoad) }
+
+func testRepairStateUnderLoad(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 150)
 	var stop atomic.Bool
@@ -105,6 +109,7 @@ func TestRepairStateUnderLoad(t *testing.T) {
 	for w := range 4 {
 		wg.Go(func() {
 			for i := 0; !stop.Load(); i++ {
+				time.Sleep(time.Millisecond) // or virtual time stands still
 				c.put(fmt.Sprintf("w%d-%d", w, i), "x")
 				acked.Add(1)
 			}
@@ -150,7 +155,9 @@ func TestRepairStateUnderLoad(t *testing.T) {
 
 // The copy may be older than our log: what it lacks, the log has. Leader and state are
 // gone, and acknowledged writes are on this replica's log and nowhere else that runs.
-func TestRepairStateFromBehind(t *testing.T) {
+func TestRepairStateFromBehind(t *testing.T) { synctest.Test(t, testRepairStateFromBehind) }
+
+func testRepairStateFromBehind(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 120)
 	var f, g *node
@@ -190,7 +197,9 @@ func TestRepairStateFromBehind(t *testing.T) {
 }
 
 // A peer that is not far enough, or has no such replica, says so.
-func TestRepairStateRefused(t *testing.T) {
+func TestRepairStateRefused(t *testing.T) { synctest.Test(t, testRepairStateRefused) }
+
+func testRepairStateRefused(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	c.converge()
 	l := c.waitLeader()
@@ -255,7 +264,9 @@ var liars atomic.Int64
 
 // A copy that is cut short, damaged on the way, damaged at its source, or of another shard
 // changes nothing, and the next peer is asked.
-func TestRepairStateBadCopy(t *testing.T) {
+func TestRepairStateBadCopy(t *testing.T) { synctest.Test(t, testRepairStateBadCopy) }
+
+func testRepairStateBadCopy(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 150)
 	c.converge()
@@ -325,7 +336,9 @@ type failing struct{}
 func (failing) Read([]byte) (int, error) { return 0, errDisk }
 
 // A crash at any step is brought to its end by the next start, or the repair begins anew.
-func TestRepairStateCrash(t *testing.T) {
+func TestRepairStateCrash(t *testing.T) { synctest.Test(t, testRepairStateCrash) }
+
+func testRepairStateCrash(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 150)
 	c.converge()
@@ -370,7 +383,9 @@ func TestRepairStateCrash(t *testing.T) {
 
 // Damage that was found while the replica ran is marked beside the file, which may look
 // well to a start: it is not used again.
-func TestRepairMarkedState(t *testing.T) {
+func TestRepairMarkedState(t *testing.T) { synctest.Test(t, testRepairMarkedState) }
+
+func testRepairMarkedState(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 150)
 	f := c.followers()[0]
@@ -388,7 +403,9 @@ func TestRepairMarkedState(t *testing.T) {
 }
 
 // A single replica whose log is whole makes its state from that.
-func TestRepairStateFromLog(t *testing.T) {
+func TestRepairStateFromLog(t *testing.T) { synctest.Test(t, testRepairStateFromLog) }
+
+func testRepairStateFromLog(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	c.fill("k", 30)
 	n := c.nodes[0]
@@ -403,7 +420,9 @@ func TestRepairStateFromLog(t *testing.T) {
 }
 
 // Damaged metadata of the snapshot are replaced by a peer's, with a state that fits.
-func TestRepairSnapshotMeta(t *testing.T) {
+func TestRepairSnapshotMeta(t *testing.T) { synctest.Test(t, testRepairSnapshotMeta) }
+
+func testRepairSnapshotMeta(t *testing.T) {
 	c := newCluster(t, 3, frugal)
 	c.fill("before", 150)
 	f := c.followers()[0]
