@@ -124,12 +124,17 @@ func testHandOver(t *testing.T) {
 	})
 	c.converge()
 	l := c.waitLeader()
-	l.stop()
+	if err := l.store.Close(bg(t)); err != nil { // its links stay: a peer whose process ends is noticed by them, too
+		t.Fatal(err)
+	}
+	l.opened(nil)
 	began := time.Now()
 	c.waitLeader()
 	if took := time.Since(began); took > 1500*time.Millisecond {
 		t.Errorf("took %v after a hand-over", took)
 	}
+	l.tr.Close()
+	l.net.Close()
 }
 
 // TransferLeadership moves the leadership to the named replica.
