@@ -75,13 +75,13 @@ func newLife(t *testing.T) *life {
 	l := &life{streams: newJobStreams(), ended: make(chan struct{}, 10)}
 	l.rec = job.Record{ID: "j", State: job.Running}
 	l.rec.Log(time.UnixMilli(1), "first")
-	l.streams.every, l.streams.write = 5*time.Millisecond, 200*time.Millisecond
+	l.streams.every, l.streams.write = 5*time.Millisecond, 2*time.Second
 	l.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() { l.ended <- struct{}{} }()
 		first, _ := l.status(r.Context())
 		l.streams.serve(w, r, first, l.status)
 	}))
-	l.srv.Config.ReadTimeout, l.srv.Config.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond
+	l.srv.Config.ReadTimeout, l.srv.Config.WriteTimeout = time.Second, time.Second
 	l.srv.Config.RegisterOnShutdown(l.streams.stop)
 	l.srv.Start()
 	t.Cleanup(func() { l.streams.stop(); l.srv.Close() })
@@ -133,7 +133,7 @@ func TestJobStream(t *testing.T) {
 	s := l.open(t)
 	l.until(t, s, `data: {"at_ms":1,"text":"first"}`)
 	l.until(t, s, `data: {"id":"j"`)
-	for began := time.Now(); time.Since(began) < 700*time.Millisecond; {
+	for began := time.Now(); time.Since(began) < 1500*time.Millisecond; {
 		l.until(t, s, ": still here")
 	}
 	l.change(func() { l.err = errors.New("shard 0 has no leader") })

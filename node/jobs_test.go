@@ -139,6 +139,7 @@ func TestUnfinishedIsSeenInTheBytes(t *testing.T) {
 // A few keys need no pin and no log: their leader reads them, at one index all the same.
 func TestSmallJobsStayAtTheLeader(t *testing.T) {
 	nodes, _ := three(t)
+	untilBalanced(t, nodes[0]) // a leadership that moves writes, too
 	put(t, nodes[0], "few/1", "x")
 	applied := func() (sum uint64) {
 		for _, st := range nodes[0].host.all() {

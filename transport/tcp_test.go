@@ -186,10 +186,10 @@ func TestLateRequestIsNotDispatched(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.hold(true)
-			_, err := a.Call(in(t, 50*time.Millisecond), "b", LaneLog, mCount, nil)
+			_, err := a.Call(in(t, 500*time.Millisecond), "b", LaneLog, mCount, nil)
 			wantCode(t, err, CodeLinkLost)
 			p := send(in(t, 10*time.Second), a, "b", LaneLog, mCount, nil)
-			time.Sleep(200 * time.Millisecond) // more than the clocks of two nodes are apart, by what they know
+			time.Sleep(time.Second) // more than the clocks of two nodes are apart, by what they know
 			f.hold(false)
 			if _, err := p.Wait(); err != nil {
 				t.Fatal(err)
@@ -300,7 +300,7 @@ func TestQueueIsBounded(t *testing.T) {
 	body := make([]byte, 1<<20-1024)
 	var pending []*pending
 	for range 4 {
-		pending = append(pending, send(in(t, 300*time.Millisecond), a, "b", LaneControl, mEcho, body))
+		pending = append(pending, send(in(t, time.Second), a, "b", LaneControl, mEcho, body))
 	}
 	_, err := a.Call(in(t, 10*time.Second), "b", LaneControl, mEcho, body)
 	wantCode(t, err, CodeUnavailable)

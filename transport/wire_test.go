@@ -454,7 +454,7 @@ func TestMaxConns(t *testing.T) {
 // A peer that went away without a word is let go of, with its requests.
 func TestSilentCallerIsLetGo(t *testing.T) {
 	c := newCluster(t)
-	b := c.listen("b", func(cfg *Config) { cfg.PingEvery, cfg.DeadAfter = 10*time.Millisecond, 50*time.Millisecond })
+	b := c.listen("b", func(cfg *Config) { cfg.PingEvery, cfg.DeadAfter = 10*time.Millisecond, time.Second })
 	ended := make(chan struct{})
 	b.Handle(mBlock, func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
 		<-ctx.Done()

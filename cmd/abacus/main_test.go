@@ -227,8 +227,8 @@ func TestDevNodeThatIsNone(t *testing.T) {
 func TestFaultsHaveExitCodes(t *testing.T) {
 	c := clienttest.New(t, 2)
 	c.SetLeader(-1)
-	check(t, c, "", "cluster unavailable", exitUnavailable, "--timeout", "100ms", "put", "k", "v")
-	check(t, c, "", "a majority of its replicas", exitUnavailable, "--timeout", "100ms", "get", "k")
+	check(t, c, "", "cluster unavailable", exitUnavailable, "--timeout", "1s", "put", "k", "v")
+	check(t, c, "", "a majority of its replicas", exitUnavailable, "--timeout", "1s", "get", "k")
 	c.SetLeader(0)
 	c.Hook(func(r *clienttest.Request) clienttest.Fate {
 		if r.Args[0] == "INCRBY" {
@@ -241,9 +241,9 @@ func TestFaultsHaveExitCodes(t *testing.T) {
 	for _, n := range c.Nodes {
 		n.Stop()
 	}
-	check(t, c, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k")
-	check(t, nil, "", "check the address", exitUnavailable, "--timeout", "100ms", "get", "k", "--addr", "nosuch.invalid:7401")
-	check(t, nil, "", "abacus dev up", exitUnavailable, "--timeout", "100ms", "get", "k", "--addr", c.Nodes[0].Client)
+	check(t, c, "", "abacus dev up", exitUnavailable, "--timeout", "1s", "get", "k")
+	check(t, nil, "", "check the address", exitUnavailable, "--timeout", "1s", "get", "k", "--addr", "nosuch.invalid:7401")
+	check(t, nil, "", "abacus dev up", exitUnavailable, "--timeout", "1s", "get", "k", "--addr", c.Nodes[0].Client)
 }
 
 // A node that takes no more clients says so and closes, having read nothing.
@@ -263,7 +263,7 @@ func TestFullNode(t *testing.T) {
 			nc.Close()
 		}
 	}()
-	check(t, nil, "", "--max-clients", exitUnavailable, "--addr", l.Addr().String(), "--timeout", "300ms", "incr", "k")
+	check(t, nil, "", "--max-clients", exitUnavailable, "--addr", l.Addr().String(), "--timeout", "1s", "incr", "k")
 }
 
 func TestStatus(t *testing.T) {
@@ -462,7 +462,7 @@ func TestJobWaitGivesUp(t *testing.T) {
 	c := clienttest.New(t, 1)
 	jobs(c, func(*job.Record) {})
 	check(t, c, "long\n", "", 0, "job", "submit", "--id", "long")
-	check(t, c, "", "abacus job wait long", 124, "job", "wait", "long", "--timeout", "50ms")
+	check(t, c, "", "abacus job wait long", 124, "job", "wait", "long", "--timeout", "1s")
 }
 
 func TestBench(t *testing.T) {
