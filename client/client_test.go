@@ -24,7 +24,7 @@ import (
 // open makes a client with short times, for the cluster's addresses.
 func open(t *testing.T, c *clienttest.Cluster, change ...func(*client.Config)) *client.Client {
 	t.Helper()
-	cfg := client.Config{Addrs: c.Addrs(), Timeout: 5 * time.Second, Stall: 400 * time.Millisecond}
+	cfg := client.Config{Addrs: c.Addrs(), Timeout: 20 * time.Second, Stall: 2 * time.Second}
 	for _, f := range change {
 		f(&cfg)
 	}
