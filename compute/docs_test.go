@@ -21,8 +21,13 @@ func TestExamplesOfTheDocs(t *testing.T) {
 		t.Fatalf("%d blocks", len(blocks))
 	}
 	var rows []string
-	for line := range strings.Lines(strings.TrimPrefix(blocks[1], "text\n")) {
-		rows = append(rows, strings.Replace(strings.TrimSpace(line), " ", "=", 1))
+	for line := range strings.Lines(blocks[1]) {
+		if strings.HasPrefix(line, "town/") {
+			rows = append(rows, strings.Replace(strings.TrimSpace(line), " ", "=", 1))
+		}
+	}
+	if len(rows) != 6 {
+		t.Fatalf("%d towns", len(rows))
 	}
 	lines := strings.Split(strings.TrimSpace(strings.TrimPrefix(blocks[3], "text\n")), "\n")
 	for i := 0; i+1 < len(lines); i += 2 {
@@ -42,7 +47,7 @@ func TestExamplesOfTheDocs(t *testing.T) {
 
 // specOfFlags reads flags as a shell does, as far as the examples need it.
 func specOfFlags(t *testing.T, line string) string {
-	fields := map[string]any{"prefix": "city/"}
+	fields := map[string]any{"prefix": "town/"}
 	for rest := line; rest != ""; {
 		var name, value string
 		name, rest, _ = strings.Cut(rest, " ")

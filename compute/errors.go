@@ -19,8 +19,11 @@ func (e *BadRecordsError) Error() string {
 	if e.Spec.OnError == job.OnErrorCount {
 		hint = fmt.Sprintf("at most %d may be left out: raise --max-errors, or use --on-error skip", e.Spec.MaxErrors)
 	}
-	if e.wholeDocument() {
+	switch {
+	case e.wholeDocument():
 		hint = "take a field of an object with --map json:PATH, or " + hint
+	case e.Bad == e.Records && e.Records > 1: // to leave all of them out is hardly what is wanted
+		hint = "it is so with all that were read: look at one first; " + hint
 	}
 	sample := e.Keys[0]
 	if e.Why != "" {

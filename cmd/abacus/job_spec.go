@@ -207,7 +207,25 @@ func specOfYAML(text []byte, lines map[string]int) (asJSON []byte, line int, err
 	return asJSON, 0, err
 }
 
-// specLine is a job's specification as its flags.
+// wholeSpec is a job's specification as its flags, with those that were left to their defaults.
+func wholeSpec(s job.Spec) string {
+	s.TimeoutMillis = s.Timeout().Milliseconds()
+	s.Priority, s.Cache = cmp.Or(s.Priority, job.PriorityNormal), cmp.Or(s.Cache, job.CacheOn)
+	if s.GroupBy != "" {
+		s.MaxGroups = cmp.Or(s.MaxGroups, job.DefaultMaxGroups)
+	}
+	line := specLine(s)
+	if s.OnError == job.OnErrorFail {
+		line += " --on-error " + s.OnError
+	}
+	line += " --timeout " + s.Timeout().String()
+	if s.Name != "" {
+		line += " --name " + proc.Shell([]string{shown(s.Name)})
+	}
+	return line
+}
+
+// specLine is what a job does, as flags.
 func specLine(s job.Spec) string {
 	var out []string
 	add := func(flag, value string, always bool) {
@@ -252,7 +270,7 @@ func (a *app) printExplanation(cmd *cobra.Command, e job.Explanation) error {
 	if a.output == formatWide {
 		most = 1 << 20
 	}
-	fmt.Fprintf(out, "spec   %s\nreads  at most %s, %s, in about %s on %s", specLine(e.Spec), plural(e.Records, "record"), byteCount(e.Bytes), plural(int64(e.Tasks), "task"), plural(int64(len(e.Nodes)), "node"))
+	fmt.Fprintf(out, "spec   %s\nreads  at most %s, %s, in about %s on %s", wholeSpec(e.Spec), plural(e.Records, "record"), byteCount(e.Bytes), plural(int64(e.Tasks), "task"), plural(int64(len(e.Nodes)), "node"))
 	if len(e.Nodes) > 0 {
 		fmt.Fprintf(out, ": %s", strings.Join(e.Nodes, " "))
 	}

@@ -138,7 +138,7 @@ func TestJobExplain(t *testing.T) {
 	for _, verb := range []string{"run", "submit"} {
 		r := abacus(t, c, "", append([]string{"job", verb, "--explain"}, spec...)...)
 		for _, want := range []string{
-			`spec   --prefix 'it'\''s/' --as json --map 'v.price * 2.0' --group-by key-part:/:2 --reduce max --max-errors 7 --priority high --cache off` + "\n",
+			`spec   --prefix 'it'\''s/' --as json --map 'v.price * 2.0' --group-by key-part:/:2 --reduce max --max-errors 7 --max-groups 10000 --priority high --cache off --timeout 5m0s` + "\n",
 			"reads  at most 2,000,000 records, 3.0 MiB, in about 5 tasks on 2 nodes: n1 n2\n",
 			"7      0-99   n1      n1 n2    2,000,000  3.0 MiB  5\n"} {
 			if !strings.Contains(r.out, want) {

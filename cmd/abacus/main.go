@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/abacusdb/abacus/chaos/proc"
@@ -179,15 +180,48 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-}
-
-// flagError says what to do about values that look like flags.
-func flagError(cmd *cobra.Command, err error) error {
-	if s := err.Error(); strings.HasPrefix(s, "unknown shorthand flag") {
-		err = fmt.Errorf("%w (a value that begins with - goes behind --, as in: %s ... -- -5)", err, cmd.CommandPath())
+	err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		err = fmt.Errorf("%w: did you mean %s?", err, near[0])
 	}
 	return err
+}
+
+// flagError says what to do about flags that there are not, and about values that look like flags.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 { // it is the flag of a command that there is not
+		return unknownCommand(cmd, args)
+	}
+	name := cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName())
+	if near := nearestFlag(cmd, name); near != "" {
+		return fmt.Errorf("%w: did you mean --%s?", err, near)
+	}
+	if unknown.GetSpecifiedShortnames() != "" {
+		return fmt.Errorf("%w (a value that begins with - goes behind --, as in: %s ... -- -5)", err, cmd.CommandPath())
+	}
+	return err
+}
+
+// nearestFlag is the flag of a command that a name is a slip of the hand away from.
+func nearestFlag(cmd *cobra.Command, name string) string {
+	if len(name) < 3 {
+		return ""
+	}
+	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // cobra compares names of commands
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	})
+	if near := flags.SuggestionsFor(name); len(near) > 0 {
+		return near[0]
+	}
+	return ""
 }
 
 // open connects to the cluster of the flags.

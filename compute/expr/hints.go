@@ -26,6 +26,12 @@ var natives = map[string]string{
 	"parse": "double(v)", "now": "", "rand": "", "random": "",
 }
 
+// wordOperators is how an expression writes what is another word elsewhere.
+var wordOperators = map[string]string{
+	"and": "in an expression that is &&; and joins conditions, such as: key prefix a and json:n range 1..", "or": "in an expression that is ||",
+	"not": "in an expression that is !", "=": "in an expression that is ==", "&": "in an expression that is &&", "|": "in an expression that is ||",
+}
+
 func firstFault(src string, issues *cel.Issues, e *cel.Env, as string) error {
 	all := issues.Errors()
 	if len(all) == 0 {
@@ -39,7 +45,9 @@ func firstFault(src string, issues *cel.Issues, e *cel.Env, as string) error {
 		fault.Reason, fault.Hint = callFault(m[1], m[2], e)
 	} else if m := unexpected.FindStringSubmatch(first.Message); m != nil {
 		fault.Reason = "unexpected " + m[1]
-		if strings.Contains(src, "json:") {
+		if hint, ok := wordOperators[strings.TrimSpace(m[1])]; ok {
+			fault.Reason, fault.Hint = "unexpected "+strings.TrimSpace(m[1]), hint
+		} else if strings.Contains(src, "json:") {
 			fault.Hint = "json:PATH is a word of its own; in an expression the document is v: v.field"
 		}
 	} else if nestsDeep.MatchString(first.Message) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"regexp"
 	"regexp/syntax"
 	"slices"
 	"strconv"
@@ -91,6 +92,9 @@ func isWords(text string) bool {
 	}
 	return isWord(words[0]) && isWord(words[1]) && words[1] != "in"
 }
+
+// orCondition finds what looks like another condition, joined by or, in a text without quotes.
+var orCondition = regexp.MustCompile(`\sor\s+(?:(?:key|value|json:\S+)\s+)?(?:prefix|suffix|re|range)\s`)
 
 type filterParser struct {
 	src string
@@ -255,6 +259,9 @@ func (p *filterParser) arg() (string, *SpecError) {
 			end = i
 			break
 		}
+	}
+	if or := orCondition.FindStringIndex(rest[:end]); or != nil {
+		return "", p.wrong(at+or[0]+1, "conditions are joined by and alone", `write an expression instead, such as key.startsWith("a") || v > 5; or quote the text, if " or " is a part of it`)
 	}
 	p.pos += end
 	return strings.TrimRight(rest[:end], " \t\r\n"), nil
