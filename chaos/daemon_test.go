@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -174,7 +175,7 @@ func TestStop(t *testing.T) {
 	c := startCluster(t, proc.Config{Shards: 8})
 	l := load.Start(open(t, c), load.Config{Prefix: "stop/", Writers: 6})
 	t.Cleanup(l.Stop)
-	stops, led := time.Hour, time.Hour // the quickest
+	var stops, led []time.Duration
 	for _, n := range c.Nodes() {
 		progress(t, l, "before the stop of "+n.ID(), 200, 30*time.Second)
 		l.Tally(true)
@@ -199,8 +200,7 @@ func TestStop(t *testing.T) {
 			}
 			return true
 		})
-		// A single hand-over that its disk held up costs an election.
-		stops, led = min(stops, took), min(led, time.Since(stopped))
+		stops, led = append(stops, took), append(led, time.Since(stopped))
 		progress(t, l, "without "+n.ID(), 100, 30*time.Second)
 		t.Logf("%s stopped in %v; a writer waited at most %v", n.ID(), took.Round(time.Millisecond), l.Tally(false).Slowest.Round(time.Millisecond))
 		if err := n.Start(); err != nil {
@@ -208,8 +208,11 @@ func TestStop(t *testing.T) {
 		}
 		waitReady(t, c)
 	}
-	if stops > 10*time.Second || led > time.Second {
-		t.Errorf("of three nodes the quickest stopped in %v, and its shards had other leaders %v later", stops, led)
+	// Two of three: a single hand-over that its disk held up costs an election.
+	slices.Sort(stops)
+	slices.Sort(led)
+	if stops[1] > 10*time.Second || led[1] > time.Second {
+		t.Errorf("the nodes stopped in %v, and their shards had other leaders %v later", stops, led)
 	}
 	check(t, c, l)
 }

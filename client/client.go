@@ -90,7 +90,7 @@ func (c *Config) validate() error {
 	for _, a := range c.Addrs {
 		host, port, err := net.SplitHostPort(a)
 		if err != nil || host == "" || port == "" {
-			faults = append(faults, fmt.Errorf("address %q is not host:port", a))
+			faults = append(faults, fmt.Errorf("address %q is not host:port, such as 127.0.0.1:7401", a))
 		}
 	}
 	for name, d := range map[string]time.Duration{"Timeout": c.Timeout, "DialTimeout": c.DialTimeout, "Stall": c.Stall, "GiveUpRefused": c.GiveUpRefused} {

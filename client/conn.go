@@ -89,7 +89,7 @@ func (c *conn) start(ctx context.Context, f *flight) error {
 	f.weight = min(int64(len(f.buf))+256, c.max)
 	if !c.room.TryAcquire(f.weight) {
 		if err := c.room.Acquire(ctx, f.weight); err != nil {
-			return &linkError{addr: c.addr, err: fmt.Errorf("wait for room on the connection: %w", err)}
+			return &linkError{addr: c.addr, err: fmt.Errorf("wait for room on the connection: %w", context.Cause(ctx))}
 		}
 	}
 	c.mu.Lock()

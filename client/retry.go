@@ -1,7 +1,6 @@
 package client
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +21,8 @@ type call struct {
 	avoid    string // address that failed it last
 	attempts int
 	last     error // what the last attempt met
-	told     error // what the last one met that was not cut off by our own end
+	cut      bool  // by our own end
+	told     error // what the one before met, then; nil: nothing
 	unsure   bool  // an earlier attempt of it may have been executed
 
 	num        number // of a write
@@ -253,9 +253,9 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 
 // met notes what became of an attempt; nil: it was answered.
 func (p *call) met(ctx context.Context, err error) {
-	p.last = err
-	if ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
-		p.told = err
+	before := p.last
+	if p.last, p.cut = err, ctx.Err() != nil && errors.Is(err, context.Cause(ctx)); p.cut {
+		p.told = before
 	}
 }
 
@@ -370,7 +370,11 @@ func (p *call) giveUp(ctx context.Context, c *Client) {
 		if p.last == nil {
 			err.Cause = end
 		} else {
-			err.Cause = &endError{end: end, last: p.last, told: cmp.Or(p.told, p.last)}
+			met := &endError{end: end, last: p.last}
+			if p.cut {
+				met.told = p.told
+			}
+			err.Cause = met
 		}
 	}
 	p.out.Err = err
@@ -388,18 +392,24 @@ func isRead(c Cmd) bool {
 	return ok && s.read
 }
 
-// endError is why there were no more attempts, and what the last one met. If that is no more than the end itself, told is of the one before.
+// endError is why there were no more attempts, and what the last one met. If that is no more than the end itself, told is what the one before did,
+// or nil.
 type endError struct{ end, last, told error }
 
 func (e *endError) Error() string {
 	text := e.end.Error() + "; the last attempt met: " + e.last.Error()
-	if e.told != e.last {
+	if e.told != nil {
 		text += "; the one before: " + e.told.Error()
 	}
 	return text
 }
 
-func (e *endError) Unwrap() []error { return []error{e.end, e.last, e.told} }
+func (e *endError) Unwrap() []error {
+	if e.told == nil {
+		return []error{e.end, e.last}
+	}
+	return []error{e.end, e.last, e.told}
+}
 
 // ask sends one command to one address, once: for the refresh, which has its
 // own order of addresses.

@@ -206,17 +206,25 @@ func (c *Client) number(ctx context.Context, calls []*call) error {
 	return nil
 }
 
-// unnumbered is why a call was not sent: no session could be had.
+// unnumbered is why a call was not sent: no session could be had. Whether one was made that nobody will use may be uncertain; that the call was not
+// executed is not.
 func unnumbered(err error) error {
 	var open *CommandError
-	if !errors.As(err, &open) || open.Cause == nil {
-		return fmt.Errorf("open a session: %w", err)
+	if errors.As(err, &open) && open.Cause != nil {
+		err = open.Cause
+		var end *endError
+		if errors.As(err, &end) { // the call's own end will be told
+			if err = end.last; end.told != nil {
+				err = end.told
+			}
+		}
+	} else {
+		err = fmt.Errorf("open a session: %w", err)
 	}
-	var end *endError
-	if errors.As(open.Cause, &end) { // the call's own end will be told
-		return end.told
+	if errors.Is(err, ErrUncertain) {
+		return errors.New(err.Error())
 	}
-	return open.Cause
+	return err
 }
 
 // piece returns the end of the run of commands from `from` on that are numbered at once.

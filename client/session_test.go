@@ -224,3 +224,27 @@ func TestNoSession(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// Whether a session was opened may be uncertain; that a write which never got a number was not executed is certain.
+func TestUncertainSession(t *testing.T) {
+	c := clienttest.New(t, 1)
+	var asked atomic.Bool
+	c.Hook(func(r *clienttest.Request) clienttest.Fate {
+		switch {
+		case r.Args[0] != "IDEM":
+			return clienttest.Serve
+		case asked.Swap(true):
+			return clienttest.Hang
+		}
+		r.Reply.Error("UNCERTAIN who knows")
+		return clienttest.Done
+	})
+	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout, cfg.Stall = time.Second, time.Minute })
+	err := cl.Put(t.Context(), "k", nil)
+	if !errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrUncertain) || !strings.Contains(err.Error(), "UNCERTAIN who knows") {
+		t.Errorf("got %v", err)
+	}
+	if c.Count("SET") != 0 {
+		t.Error("a write was sent without a number")
+	}
+}

@@ -26,7 +26,7 @@ func (r *shardRun) launch(l action) {
 		ctx, cancel = context.WithTimeout(r.ctx, attemptTimeout+time.Duration(t.Records)*attemptPerRecord)
 	}
 	a.cancel = cancel
-	if len(t.live) > 0 {
+	if len(t.live) > 0 && r.shard.Pinning() { // or the coordinator may not know the word
 		t.report.Backups++
 	}
 	t.live = append(t.live, a)
@@ -122,7 +122,8 @@ func (r *shardRun) hear(p progress) {
 	}
 	a.running, a.scanned, a.records = p.reply.Running, p.reply.Bytes, p.reply.Records
 	r.shorten(a.task, p.reply.To)
-	a.share = max(float64(int(p.reply.At)-int(a.task.From)), 0) / float64(int(a.task.To-a.task.From)+1)
+	// A second attempt may be beyond what the first has left to others.
+	a.share = min(max(float64(int(p.reply.At)-int(a.task.From)), 0)/float64(int(a.task.To-a.task.From)+1), 1)
 }
 
 // shorten makes a task of what a worker has left of its own.

@@ -387,7 +387,7 @@ type statusRequest struct {
 
 // statusReply is how far a task is: it will answer for the slots up to To.
 type statusReply struct {
-	At      uint16 `json:"at,omitempty"` // the slot that it reads; older workers do not say
+	At      uint16 `json:"at,omitempty"` // the slot that it reads
 	To      uint16 `json:"to"`
 	Running bool   `json:"running"` // it has its turn
 	Records int64  `json:"records"`

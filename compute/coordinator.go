@@ -177,6 +177,8 @@ func (r *jobRound) loop() error {
 			if u.trouble != "" {
 				report := &r.rec.Shards[u.i]
 				report.Trouble, report.Attempts = u.trouble, max(report.Attempts, 1)+1
+				report.DropRunning()
+				r.rec.Sum()
 				continue
 			}
 			if u.done {

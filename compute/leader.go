@@ -231,7 +231,7 @@ func (j *Jobs) run(ctx context.Context, id string) {
 		}
 		r.Epoch++
 		r.State, r.Coordinator = job.Running, j.self
-		r.Shards, r.Progress = nil, job.Progress{}
+		r.Shards, r.TasksOmitted, r.Progress = nil, 0, job.Progress{}
 		if r.StartedMillis == 0 {
 			r.StartedMillis = j.now().UnixMilli()
 		}

@@ -19,7 +19,7 @@ type Shard interface {
 	Fence(ctx context.Context) (index uint64, err error)
 	// View opens a view at or above every index that Fence has returned, which shows what Change has done.
 	View() (View, error)
-	// Replicas lists the replicas that hold the shard's data, and who leads.
+	// Replicas lists the replicas that hold the shard's data, and who leads, in the order of the nodes' names.
 	Replicas() []ReplicaState
 
 	// Pinning says whether what follows can be used: not where a member of the cluster may not know it.

@@ -281,13 +281,16 @@ func (r *shardRun) publish() {
 	r.published.Store(report)
 }
 
-// tellRunning adds what is known of the attempt that has come furthest, if one runs.
+// tellRunning adds what is known of the attempt that has come furthest, if there is one. It may wait for its turn on its node.
 func (t *taskState) tellRunning(report *job.TaskReport, now time.Duration) {
 	report.Node, report.Role = "", ""
 	for i, a := range t.live {
 		if i == 0 || a.share > report.Share {
 			report.Node, report.Role = a.replica.Node, a.role
-			report.Records, report.Bytes, report.Share, report.Millis = a.records, a.scanned, a.share, (now - a.started).Milliseconds()
+			report.Records, report.Bytes, report.Share = a.records, a.scanned, a.share
+			if report.Millis = 0; a.running {
+				report.Millis = (now - a.started).Milliseconds()
+			}
 		}
 	}
 }

@@ -320,7 +320,7 @@ func (s *scheduler) pickIdle(t *taskState) *replicaTracker {
 
 // best prefers followers to the leader, then the one with the most room, then the one whose node can spare twice as much, then the order
 // given, from the leader on: so the masters of many shards with a task each, who do not know of each other, have each node get as many
-// as it leads shards.
+// as the node before it leads.
 func (s *scheduler) best(allowed func(*replicaTracker) bool) *replicaTracker {
 	var best *replicaTracker
 	after := slices.IndexFunc(s.replicas, func(r *replicaTracker) bool { return r.Leader }) + 1

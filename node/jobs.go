@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/abacusdb/abacus/compute"
@@ -124,6 +125,8 @@ func (s jobShard) Replicas() (list []compute.ReplicaState) {
 		// A master asks this while it works: one that has lost the lead must notice.
 		list = append(list, compute.ReplicaState{Node: m.Node, Leader: self && s.st.IsLeader(), Alive: alive || self, Share: share})
 	}
+	// In the same order in all shards, by which single tasks are spread.
+	slices.SortFunc(list, func(a, b compute.ReplicaState) int { return strings.Compare(a.Node, b.Node) })
 	return list
 }
 

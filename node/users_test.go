@@ -73,6 +73,7 @@ func TestUsersReachEveryNode(t *testing.T) {
 			t.Fatal("a cluster without users keeps somebody out")
 		}
 	}
+	slow := 0
 	for _, step := range []struct {
 		words    string
 		bob, old string // what lets bob in afterwards, and what does not
@@ -98,6 +99,9 @@ func TestUsersReachEveryNode(t *testing.T) {
 			return nil
 		}
 		if deaf := told(t, nodes[1], strings.Fields(step.words)...); len(deaf) > 0 { // a node that stood still for a second, which is said
+			if slow++; slow > 1 {
+				t.Fatalf("%s: %v have not heard of it, and not for the first time", step.words, deaf)
+			}
 			until(t, step.words, knownTo)
 		} else if err := knownTo(); err != nil {
 			t.Fatalf("%s: %v", step.words, err)

@@ -64,7 +64,7 @@ func (p *pace) look(now time.Time, r job.Record) string {
 	if r.State == job.Queued {
 		return "waits for its turn"
 	}
-	if p.began.IsZero() || r.Epoch != p.epoch || r.Rounds != p.rounds || r.Progress.TasksDone < p.first.TasksDone { // it began, or began again
+	if p.began.IsZero() || r.Epoch != p.epoch || r.Rounds != p.rounds || r.Progress.Records < p.first.Records || shareOf(r.Progress) < shareOf(p.first) { // it began, or began again, or what an attempt had read is lost
 		*p = pace{began: now, first: r.Progress, rounds: r.Rounds, epoch: r.Epoch}
 	}
 	took := now.Sub(p.began).Seconds()

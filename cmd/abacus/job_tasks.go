@@ -55,6 +55,9 @@ func tasksOf(r job.Record, wide bool) grid {
 	for _, s := range r.Shards {
 		for _, k := range s.Tasks {
 			node, state := orDash(k.Node), "waiting"
+			if r.State.Finished() {
+				state = "not done"
+			}
 			switch {
 			case k.Done:
 				state = "done"
@@ -90,7 +93,7 @@ type work struct {
 	Done     int   `json:"tasks_done"`
 	Attempts int   `json:"attempts"`
 	Failed   int   `json:"failed"` // attempts that failed there; of a shard, anywhere
-	Millis   int64 `json:"ms"`     // of the attempts that counted
+	Millis   int64 `json:"ms"`     // of the attempts that counted, or that have not ended
 
 	shards                  map[uint32]bool
 	leader, follower, taken int // tasks done in that role, and after another node had failed them
@@ -103,12 +106,12 @@ func (w *work) add(k job.TaskReport, shard uint32) {
 		w.shards = map[uint32]bool{}
 	}
 	w.shards[shard] = true
+	w.Records, w.Bytes, w.Bad, w.Millis = w.Records+k.Records, w.Bytes+k.Bytes, w.Bad+k.Bad, w.Millis+k.Millis
 	if !k.Done {
 		w.running++
 		return
 	}
 	w.Done++
-	w.Records, w.Bytes, w.Bad, w.Millis = w.Records+k.Records, w.Bytes+k.Bytes, w.Bad+k.Bad, w.Millis+k.Millis
 	if k.Role == job.RoleFollower {
 		w.follower++
 	} else {
@@ -217,8 +220,12 @@ func printWork(w io.Writer, r job.Record) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	if c.waiting > 0 {
-		fmt.Fprintf(w, "%s wait for a node\n", plural(int64(c.waiting), "task"))
+	switch {
+	case c.waiting == 0:
+	case r.State.Finished():
+		fmt.Fprintf(w, "not done: %s\n", plural(int64(c.waiting), "task"))
+	default:
+		fmt.Fprintf(w, "without a node yet: %s\n", plural(int64(c.waiting), "task"))
 	}
 	return nil
 }

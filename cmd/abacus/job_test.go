@@ -249,6 +249,33 @@ func TestJobTasksAndCounters(t *testing.T) {
 	}
 }
 
+// What a task has read that has not ended counts, and one that no node has waits only while the job runs.
+func TestUnfinishedTasks(t *testing.T) {
+	rec := job.Record{State: job.Running, Shards: []job.ShardReport{{Tasks: []job.TaskReport{{To: 9, Node: "n2", Role: job.RoleFollower, Records: 1234, Millis: 56, Attempts: 1}, {From: 10, To: 19}}}}}
+	show := func() string {
+		var out strings.Builder
+		if err := printWork(&out, rec); err != nil {
+			t.Fatal(err)
+		}
+		if err := tasksOf(rec, true).writeCSV(&out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	for state, want := range map[job.State][]string{
+		job.Running: {"n2    1       0                0            1        0           1,234    0    56\n", "without a node yet: 1 task\n", ",n2,follower,1234,0,56,1,-,running,", ",waiting,"},
+		job.Failed:  {"not done: 1 task\n", ",not done,"},
+	} {
+		rec.State = state
+		got := show()
+		for _, line := range want {
+			if !strings.Contains(got, line) {
+				t.Errorf("%s: no %q in\n%s", state, line, got)
+			}
+		}
+	}
+}
+
 // The life of a job is told as it goes on, and afterwards.
 func TestJobLogs(t *testing.T) {
 	c := clienttest.New(t, 1)
@@ -396,6 +423,12 @@ func TestPace(t *testing.T) {
 	step(15, "500 records/s, 6s left")
 	rec.Rounds, rec.Progress = 2, job.Progress{Tasks: 10, TasksDone: 4, Records: 11_000}
 	step(16, "no rate yet")
+	rec.Progress = job.Progress{Tasks: 10, TasksDone: 4, Records: 12_000, Share: 0.5}
+	step(17, "1,000 records/s, 5s left")
+	rec.Progress = job.Progress{Tasks: 10, TasksDone: 4, Records: 10_500, Share: 0.45} // what an attempt had read is lost
+	step(18, "no rate yet")
+	rec.Progress = job.Progress{Tasks: 10, TasksDone: 4, Records: 11_500, Share: 0.7}
+	step(20, "500 records/s, 2s left")
 }
 
 // What only the cluster finds wrong with a job is wrong usage, too, and shown with its place.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -181,9 +182,8 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		err = fmt.Errorf("%w: did you mean %s?", err, near[0])
+	if near := nearest(cmd, args[0]); near != "" {
+		err = fmt.Errorf("%w: did you mean %s?", err, near)
 	}
 	return err
 }
@@ -199,7 +199,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	}
 	name := cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName())
 	if near := nearestFlag(cmd, name); near != "" {
-		return fmt.Errorf("%w: did you mean --%s?", err, near)
+		err = fmt.Errorf("%w: did you mean --%s?", err, near)
 	}
 	if unknown.GetSpecifiedShortnames() != "" {
 		return fmt.Errorf("%w (a value that begins with - goes behind --, as in: %s ... -- -5)", err, cmd.CommandPath())
@@ -212,13 +212,27 @@ func nearestFlag(cmd *cobra.Command, name string) string {
 	if len(name) < 3 {
 		return ""
 	}
-	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // cobra compares names of commands
+	flags := &cobra.Command{} // cobra compares names of commands
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
 			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
 		}
 	})
-	if near := flags.SuggestionsFor(name); len(near) > 0 {
+	return nearest(flags, name)
+}
+
+// nearest is the command under cmd that a name is a slip of the hand away from: it itself, else one that begins with it, else the only one
+// that differs in two letters.
+func nearest(cmd *cobra.Command, name string) string {
+	cmd.SuggestionsMinimumDistance = 2
+	near := cmd.SuggestionsFor(name)
+	if slices.Contains(near, name) {
+		return name
+	}
+	if i := slices.IndexFunc(near, func(s string) bool { return strings.HasPrefix(s, name) }); i >= 0 {
+		return near[i]
+	}
+	if len(near) == 1 {
 		return near[0]
 	}
 	return ""

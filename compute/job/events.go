@@ -102,12 +102,21 @@ func failures(old, r Record) (texts []string) {
 	if old.TasksOmitted > 0 { // who failed before is not known, and would be told again each time
 		return nil
 	}
-	known := tasksOf(old)
+	type taskID struct {
+		shard uint32
+		id    int
+	}
+	known := map[taskID][]string{}
+	for _, s := range old.Shards {
+		for _, k := range s.Tasks {
+			known[taskID{s.Shard, k.ID}] = k.FailedOn
+		}
+	}
 	tasks, shards := map[string]int{}, map[string][]uint32{}
 	for _, s := range r.Shards {
 		for _, k := range s.Tasks {
 			for _, node := range k.FailedOn {
-				if slices.Contains(known[taskID{s.Shard, k.ID}].FailedOn, node) {
+				if slices.Contains(known[taskID{s.Shard, k.ID}], node) {
 					continue
 				}
 				if tasks[node]++; !slices.Contains(shards[node], s.Shard) {
@@ -122,16 +131,20 @@ func failures(old, r Record) (texts []string) {
 	return texts
 }
 
-// backups tells of tasks that were given to a second node since, because the first was slow.
+// backups tells of tasks that were given to a second node since, because the first was slow. A shard of which nothing was known is left out: after
+// a takeover all would be told again.
 func backups(old, r Record) (texts []string) {
-	if old.TasksOmitted > 0 {
-		return nil
+	type place struct{ shard, from uint32 } // a new master numbers anew
+	known, of := map[place]int{}, map[uint32]bool{}
+	for _, s := range old.Shards {
+		for _, k := range s.Tasks {
+			known[place{s.Shard, uint32(k.From)}], of[s.Shard] = k.Backups, true
+		}
 	}
-	known := tasksOf(old)
 	tasks, shards := 0, []uint32(nil)
 	for _, s := range r.Shards {
 		for _, k := range s.Tasks {
-			if k.Backups <= known[taskID{s.Shard, k.ID}].Backups {
+			if !of[s.Shard] || k.Backups <= known[place{s.Shard, uint32(k.From)}] {
 				continue
 			}
 			if tasks++; !slices.Contains(shards, s.Shard) {
@@ -140,24 +153,9 @@ func backups(old, r Record) (texts []string) {
 		}
 	}
 	if tasks > 0 {
-		texts = append(texts, fmt.Sprintf("a second node was given %s of %s, for the first was slow", numbered(tasks), named("shard", shards)))
+		texts = append(texts, fmt.Sprintf("a second node was given %s of %s, for the first was slow or not heard of", numbered(tasks), named("shard", shards)))
 	}
 	return texts
-}
-
-type taskID struct {
-	shard uint32
-	id    int
-}
-
-func tasksOf(r Record) map[taskID]TaskReport {
-	known := map[taskID]TaskReport{}
-	for _, s := range r.Shards {
-		for _, k := range s.Tasks {
-			known[taskID{s.Shard, k.ID}] = k
-		}
-	}
-	return known
 }
 
 func numbered(tasks int) string {

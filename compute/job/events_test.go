@@ -101,7 +101,11 @@ func TestLogSince(t *testing.T) {
 	twice.LogSince(slow(1, 0, 1), time.UnixMilli(1))
 	thrice := slow(2, 1, 2)
 	thrice.LogSince(twice, time.UnixMilli(2))
-	if got := texts(thrice); !slices.Equal(got, []string{"a second node was given 1 task of shard 2, for the first was slow", "a second node was given 2 tasks of shards 0, 1, for the first was slow"}) {
+	again2 := slow(3, 3, 3) // as a new coordinator sees it
+	if again2.LogSince(Record{State: Running}, time.UnixMilli(3)); len(again2.Events) > 0 {
+		t.Errorf("told again: %q", texts(again2))
+	}
+	if got := texts(thrice); !slices.Equal(got, []string{"a second node was given 1 task of shard 2, for the first was slow or not heard of", "a second node was given 2 tasks of shards 0, 1, for the first was slow or not heard of"}) {
 		t.Errorf("slow tasks: %q", got)
 	}
 	done := Record{State: Succeeded, Records: 10, Progress: Progress{Tasks: 3, Shards: 2}}

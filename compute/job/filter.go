@@ -94,7 +94,7 @@ func isWords(text string) bool {
 }
 
 // orCondition finds what looks like another condition, joined by or, in a text without quotes.
-var orCondition = regexp.MustCompile(`\sor\s+(?:(?:key|value|json:\S+)\s+)?(?:prefix|suffix|re|range)\s`)
+var orCondition = regexp.MustCompile(`\sor\s+(?:(?:(?:key|value|json:\S+)\s+)?(?:prefix|suffix|re|range)\s|go:|v\.|key\.)`)
 
 type filterParser struct {
 	src string

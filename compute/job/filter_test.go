@@ -48,6 +48,7 @@ func TestParseFilterShowsTheFault(t *testing.T) {
 		"value prefix":                           "character 13: the argument is missing",
 		"value prefix rock and roll":             `character 23: unknown "roll"`,
 		`key prefix a/ or key prefix b/`:         "character 15: conditions are joined by and alone",
+		`key prefix a/ or v.n > 5`:               "character 15: conditions are joined by and alone",
 		`re x or range 1..`:                      "character 6: conditions are joined by and alone",
 		`prefix "a" suffix b`:                    "character 12: conditions are joined by and",
 		`prefix "a" and `:                        "character 16: a condition is missing",

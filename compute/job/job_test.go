@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -221,5 +222,35 @@ func TestRecordErr(t *testing.T) {
 	var e *FailedError
 	if !errors.As(failed.Err(), &e) || e.Code != CodeBadRecords || e.Reason != "3 bad" {
 		t.Errorf("failed job: %v", failed.Err())
+	}
+}
+
+// The share is of slots, so that a task that is cut in two leaves it as it is; and of all when all is done.
+func TestSumOfShares(t *testing.T) {
+	r := Record{Shards: []ShardReport{{Tasks: []TaskReport{{From: 0, To: 99, Done: true, Records: 7, Bytes: 70}, {From: 100, To: 199, Share: 0.5, Records: 3, Bytes: 30}}}, {}}}
+	want := Progress{Shards: 2, Tasks: 2, TasksDone: 1, Records: 10, Bytes: 100, Share: 0.375}
+	if r.Sum(); r.Progress != want {
+		t.Errorf("%+v, want %+v", r.Progress, want)
+	}
+	tasks := &r.Shards[0].Tasks
+	(*tasks)[1].To, (*tasks)[1].Share = 174, 2.0/3
+	*tasks = append(*tasks, TaskReport{From: 175, To: 199})
+	want.Tasks = 3
+	if r.Sum(); r.Progress != want {
+		t.Errorf("cut in two: %+v, want %+v", r.Progress, want)
+	}
+	before := r
+	if r.DropRunning(); r.Progress != (Progress{Shards: 2, Tasks: 3, TasksDone: 1, Records: 7, Bytes: 70, Share: 0.25}) {
+		t.Errorf("of what is done: %+v", r.Progress)
+	}
+	if before.Shards[0].Tasks[1].Records != 3 {
+		t.Error("a copy has changed")
+	}
+	for n := range 30 {
+		if all := (Record{Shards: slices.Repeat([]ShardReport{{Done: true}}, n)}); n > 0 {
+			if all.Sum(); all.Progress.Share != 1 {
+				t.Errorf("%d shards are done: %v", n, all.Progress.Share)
+			}
+		}
 	}
 }

@@ -128,41 +128,41 @@ type Progress struct {
 	Share   float64 `json:"share,omitempty"`
 }
 
-// Sum makes r.Progress what the shards' reports say. All shards count as equal shares of the job, and the tasks of each as equal shares of it.
+// Sum makes r.Progress what the shards' reports say. All shards count as equal shares of the job, and in each its slots: tasks are cut in two while they run.
 func (r *Record) Sum() {
 	p := Progress{Shards: len(r.Shards)}
+	shares := 0.0
 	for _, s := range r.Shards {
-		share := 0.0
+		read, slots := 0.0, 0.0
 		p.Tasks += len(s.Tasks)
 		for _, t := range s.Tasks {
 			if p.Records, p.Bytes = p.Records+t.Records, p.Bytes+t.Bytes; t.Done {
 				p.TasksDone++
 				t.Share = 1
 			}
-			share += t.Share / float64(len(s.Tasks))
+			n := float64(int(t.To)-int(t.From)) + 1
+			read, slots = read+t.Share*n, slots+n
 		}
-		if s.Done {
+		switch {
+		case s.Done:
 			p.ShardsDone++
-			share = 1
+			shares++
+		case slots > 0:
+			shares += read / slots
 		}
-		p.Share += share / float64(p.Shards)
+	}
+	if p.Shards > 0 {
+		p.Share = shares / float64(p.Shards)
 	}
 	r.Progress = p
 }
 
 // DropRunning is for a job that ends: tasks whose results were not taken have no node any more, and what they had read does not count.
 func (r *Record) DropRunning() {
-	shards := make([]ShardReport, len(r.Shards))
-	for i, s := range r.Shards {
-		s.Tasks = slices.Clone(s.Tasks)
-		for i := range s.Tasks {
-			if t := &s.Tasks[i]; !t.Done {
-				t.Node, t.Role, t.Records, t.Bytes, t.Millis, t.Share = "", "", 0, 0, 0, 0
-			}
-		}
-		shards[i] = s
+	r.Shards = slices.Clone(r.Shards)
+	for i := range r.Shards {
+		r.Shards[i].DropRunning()
 	}
-	r.Shards = shards
 	if r.TasksOmitted == 0 { // else they are not known here, and the last sum stands
 		r.Sum()
 	}
@@ -183,6 +183,16 @@ type ShardReport struct {
 	Tasks    []TaskReport `json:"tasks,omitempty"`
 }
 
+// DropRunning is for a shard whose tasks nobody answers for any more.
+func (s *ShardReport) DropRunning() {
+	s.Tasks = slices.Clone(s.Tasks)
+	for i := range s.Tasks {
+		if t := &s.Tasks[i]; !t.Done {
+			t.Node, t.Role, t.Records, t.Bytes, t.Millis, t.Share = "", "", 0, 0, 0, 0
+		}
+	}
+}
+
 // Roles of the node that ran a task.
 const (
 	RoleLeader   = "leader"
@@ -190,8 +200,8 @@ const (
 )
 
 // TaskReport is one task: a run of slots read by one replica. Node and what
-// follows are those of the attempt whose result was taken; while none was, of the one that runs and has come
-// furthest, if any does. A job that has ended has nothing of the latter.
+// follows are those of the attempt whose result was taken; while none was, of the one that has come
+// furthest, if there is any. A job that has ended has nothing of the latter.
 type TaskReport struct {
 	ID       int      `json:"id"`
 	From     uint16   `json:"from"`
@@ -207,7 +217,7 @@ type TaskReport struct {
 	Bytes    int64    `json:"bytes,omitempty"`
 	Bad      int64    `json:"bad,omitempty"`
 	Millis   int64    `json:"ms"`
-	// Share is how much of its slots an attempt that runs has read, 0 to 1.
+	// Share is how much of its slots an attempt has read that has not ended, 0 to 1.
 	Share float64 `json:"share,omitempty"`
 }
 

@@ -255,7 +255,7 @@ function drawJobs() {
     // A list is long, and its numbers are not exact here.
     const answer = j.error || (j.result === undefined ? '' : Array.isArray(j.result) ? several(j.result.length, 'row') + ': abacus job result ' + j.id : typeof j.result === 'object' ? JSON.stringify(j.result) : String(j.result));
     return make('tr', { 'data-job': j.id }, th(make('button', { type: 'button', class: 'pick', 'data-pick': j.id, 'aria-pressed': String(j.id === chosen()), title: 'show its tasks' }, j.id), j.spec.name && make('span', { class: 'soft' }, ' ' + j.spec.name)), td('', tag(j.state, colours[j.state])), make('td', { class: 'long', title: what }, what),
-      td('', bar(done(j) && !j.error ? 1 : p.tasks_done, done(j) && !j.error ? 1 : p.tasks, 'tasks done'), `${count(p.tasks_done)} of ${count(p.tasks)}`), td('n', count(p.records)),
+      td('', bar(done(j) && !j.error ? 1 : p.share || (p.tasks ? p.tasks_done / p.tasks : 0), 1, 'done'), `${count(p.tasks_done)} of ${count(p.tasks)}`), td('n', count(p.records)),
       td('n', span((done(j) ? j.finished_ms : now) - (j.started_ms || j.submitted_ms))), make('td', { class: 'long ' + (j.error ? 'red' : ''), title: answer }, answer));
   }), 'Jobs'), ...(more > 0 ? [make('p', { class: 'empty' }, `and ${several(more, 'older job')}`)] : [])]);
 }
@@ -268,6 +268,8 @@ function chosen() {
 }
 
 const mostTasks = 1000; // squares that are drawn for a node
+
+const ended = t => ['succeeded', 'failed', 'cancelled'].includes(t.state);
 
 // drawTasks shows each task of the chosen job as a square on the node that has it.
 function drawTasks() {
@@ -284,9 +286,9 @@ function drawTasks() {
   fill($('tasks-title'), [document.createTextNode(`Tasks of job ${id}${about.spec.name ? ', ' + about.spec.name : ''}: ${count(t.progress.tasks_done)} of ${count(t.progress.tasks)} done`)]);
   fill($('tasks'), [...table([['Node'], ['Tasks', 'fill'], ['Running', 'n'], ['Done', 'n'], ['Failed', 'n'], ['Keys', 'n']], [...rows].filter(([n, list]) => n || list.length).map(([n, list]) => {
     const done = list.filter(([, k]) => k.done), running = n ? list.length - done.length : 0;
-    return make('tr', { 'data-on': n || 'nobody' }, th(n || make('span', { class: 'soft' }, 'no node yet')),
+    return make('tr', { 'data-on': n || 'nobody' }, th(n || make('span', { class: 'soft' }, ended(t) ? 'not done' : 'no node yet')),
       make('td', { class: 'tasks' }, list.slice(0, mostTasks).map(([s, k]) => {
-        const state = k.done ? 'done' : n ? 'running' : 'waiting', again = (k.failed_on || []).length > 0;
+        const state = k.done ? 'done' : n ? 'running' : ended(t) ? 'not done' : 'waiting', again = (k.failed_on || []).length > 0;
         return make('i', { class: `t ${state}${again ? ' again' : ''}`, 'data-task': `${s.shard}/${k.id}`, 'data-state': state,
           title: `shard ${s.shard}, task ${k.id}: slots ${k.from}–${k.to}, ${state}${k.role ? ' as ' + k.role : ''}, ${several(k.records, 'key')}${again ? ', failed on ' + k.failed_on.join(', ') : ''}` });
       }), list.length > mostTasks && make('span', { class: 'soft' }, ` and ${count(list.length - mostTasks)} more`), hidden(`${several(list.length, 'task')}`)),
@@ -369,7 +371,7 @@ async function poll() {
 // watch follows the chosen job's tasks, until it has ended and they are known.
 async function watch() {
   clearTimeout(job.timer);
-  const id = chosen(), ended = t => ['succeeded', 'failed', 'cancelled'].includes(t.state);
+  const id = chosen();
   if (document.hidden || job.asking || !id || said.tasks && said.tasks.id === id && ended(said.tasks)) return;
   job.asking = true;
   let wait = often;
