@@ -21,8 +21,7 @@ type call struct {
 	avoid    string // address that failed it last
 	attempts int
 	last     error // what the last attempt met
-	cut      bool  // by our own end
-	told     error // what the one before met, then; nil: nothing
+	told     error // what the one before met, if our own end cut off the last
 	unsure   bool  // an earlier attempt of it may have been executed
 
 	num        number // of a write
@@ -253,10 +252,10 @@ func (c *Client) collect(ctx context.Context, s *shipment) {
 
 // met notes what became of an attempt; nil: it was answered.
 func (p *call) met(ctx context.Context, err error) {
-	before := p.last
-	if p.last, p.cut = err, ctx.Err() != nil && errors.Is(err, context.Cause(ctx)); p.cut {
-		p.told = before
+	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) { // there is no attempt after this one
+		p.told = p.last
 	}
+	p.last = err
 }
 
 // settle looks at what the attempt brought. It returns true if the call is to
@@ -370,11 +369,7 @@ func (p *call) giveUp(ctx context.Context, c *Client) {
 		if p.last == nil {
 			err.Cause = end
 		} else {
-			met := &endError{end: end, last: p.last}
-			if p.cut {
-				met.told = p.told
-			}
-			err.Cause = met
+			err.Cause = &endError{end: end, last: p.last, told: p.told}
 		}
 	}
 	p.out.Err = err

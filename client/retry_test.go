@@ -149,17 +149,7 @@ func TestGivesUpAtTheDeadline(t *testing.T) {
 // Whose last attempt is cut off by the deadline is told of the one before, too: it says what is wrong.
 func TestLastAttemptCutOff(t *testing.T) {
 	c := clienttest.New(t, 1)
-	var asked atomic.Bool
-	c.Hook(func(r *clienttest.Request) clienttest.Fate {
-		switch {
-		case r.Args[0] != "GET":
-			return clienttest.Serve
-		case asked.Swap(true):
-			return clienttest.Hang
-		}
-		r.Reply.Error("TRYAGAIN not yet")
-		return clienttest.Done
-	})
+	c.Hook(onceThenHang("GET", "TRYAGAIN not yet"))
 	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout, cfg.Stall = 500*time.Millisecond, time.Minute })
 	_, err := cl.Get(t.Context(), "k")
 	var server *client.ServerError
@@ -168,6 +158,21 @@ func TestLastAttemptCutOff(t *testing.T) {
 	}
 	if text := err.Error(); strings.Count(text, "deadline passed") != 2 || !strings.HasSuffix(text, "; the one before: TRYAGAIN not yet") {
 		t.Errorf("it says %q", text)
+	}
+}
+
+// onceThenHang has a command fail once, and hang from then on.
+func onceThenHang(command, failure string) func(*clienttest.Request) clienttest.Fate {
+	var asked atomic.Bool
+	return func(r *clienttest.Request) clienttest.Fate {
+		switch {
+		case r.Args[0] != command:
+			return clienttest.Serve
+		case asked.Swap(true):
+			return clienttest.Hang
+		}
+		r.Reply.Error(failure)
+		return clienttest.Done
 	}
 }
 

@@ -228,17 +228,7 @@ func TestNoSession(t *testing.T) {
 // Whether a session was opened may be uncertain; that a write which never got a number was not executed is certain.
 func TestUncertainSession(t *testing.T) {
 	c := clienttest.New(t, 1)
-	var asked atomic.Bool
-	c.Hook(func(r *clienttest.Request) clienttest.Fate {
-		switch {
-		case r.Args[0] != "IDEM":
-			return clienttest.Serve
-		case asked.Swap(true):
-			return clienttest.Hang
-		}
-		r.Reply.Error("UNCERTAIN who knows")
-		return clienttest.Done
-	})
+	c.Hook(onceThenHang("IDEM", "UNCERTAIN who knows"))
 	cl := open(t, c, func(cfg *client.Config) { cfg.Timeout, cfg.Stall = time.Second, time.Minute })
 	err := cl.Put(t.Context(), "k", nil)
 	if !errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrUncertain) || !strings.Contains(err.Error(), "UNCERTAIN who knows") {

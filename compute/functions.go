@@ -59,14 +59,13 @@ func compile(spec job.Spec) (*function, error) {
 		return nil, err
 	}
 	reduce, _ := job.ParseReduce(spec.Reduce)
-	f := &function{fold: foldOf(spec, reduce), takes: kindsOf(reduce)}
+	f := &function{fold: foldOf(spec, reduce), takes: kindsOf(reduce), costly: slow(spec)}
 	c := &compiler{function: f, spec: spec}
 	for _, step := range []func() error{c.filter, c.flatMap, c.mapTo, c.groupBy} {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
-	f.costly = f.costly || f.expr != nil
 	return f, nil
 }
 
@@ -175,7 +174,6 @@ type compiler struct {
 func (c *compiler) filter() error {
 	conditions, _ := job.ParseFilter(c.spec.Filter)
 	for _, cond := range conditions {
-		c.costly = c.costly || cond.Op == job.FilterRe || cond.Op == job.FuncGo
 		t, err := c.test(cond)
 		if err != nil {
 			return err
@@ -263,7 +261,6 @@ func (c *compiler) mapTo() error {
 		if err != nil {
 			return err
 		}
-		f.costly = true
 		f.mapTo = func(_ context.Context, it *fold.Value) fate {
 			*it = fold.Value{}
 			return goodIf(mapped(f.key, f.value, it) && !(it.Kind == fold.Float && (math.IsNaN(it.Float) || math.IsInf(it.Float, 0))))

@@ -45,7 +45,7 @@ func TestGrowAndShrink(t *testing.T) {
 		clients.Go(func() {
 			for ctx.Err() == nil {
 				// Longer than an operation may take, and every failure is one.
-				wctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				wctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				_, shard := through.Router().Locate(key)
 				res, err := through.Exec(wctx, shard, []command.Command{{Op: command.OpIncr, Keys: [][]byte{key}, Slot: slot, Int: 1}})
 				cancel()

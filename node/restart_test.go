@@ -12,7 +12,7 @@ import (
 // After a rolling restart, one node after the other, each when all shards are whole again, every node leads as many shards as any other, but for one, and has as many
 // replicas. A node that stops hands its leaderships to others, and who was restarted last leads nothing at first.
 func TestLeadersEvenAfterRollingRestart(t *testing.T) {
-	const shards, soon = 16, 40 * time.Second
+	const shards, soon = 16, 20 * time.Second
 	nodes, cfgs := severalOf(t, 5, func(cfg *Config) { cfg.Shards = shards })
 	until(t, "all nodes are in a plan", func() error {
 		var p balancePlan
